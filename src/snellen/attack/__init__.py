@@ -1,0 +1,1 @@
+"""Attack: what an adversary can do to images."""

@@ -1,0 +1,1 @@
+"""Certify: what no adversary can do."""

@@ -1,0 +1,1 @@
+"""Discovery: faults that nobody told us about."""

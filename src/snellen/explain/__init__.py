@@ -1,0 +1,1 @@
+"""Explain: which pixels carried the answer, and how far the map can be trusted."""

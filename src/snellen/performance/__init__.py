@@ -1,0 +1,1 @@
+"""Performance: the predictions themselves, and how often they are right."""

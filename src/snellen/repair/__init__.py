@@ -1,0 +1,1 @@
+"""Repair: changes that measurably help."""

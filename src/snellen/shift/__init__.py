@@ -1,0 +1,1 @@
+"""Shift: what the world does to images."""

@@ -1,0 +1,1 @@
+"""Uncertainty: what the scores are worth, and when to abstain."""
