@@ -20,9 +20,7 @@ class LayerTap:
     A layer that returns a tuple is recorded by its first tensor.
     """
 
-    def __init__(
-        self, module: nn.Module, layers: Sequence[str], side: Literal["input", "output"] = "output"
-    ) -> None:
+    def __init__(self, module: nn.Module, layers: Sequence[str], side: Literal["input", "output"] = "output") -> None:
         named = dict(module.named_modules())
         missing = [name for name in layers if name not in named]
         if missing:
@@ -51,9 +49,7 @@ class LayerTap:
         if kind is None:
             silent = [name for name in self._layers if name not in self.outputs]
             if silent:
-                raise InvalidInput(
-                    f"the forward pass never ran the layer {silent[0]!r}; choose another layer"
-                )
+                raise InvalidInput(f"the forward pass never ran the layer {silent[0]!r}; choose another layer")
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
         def record(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
@@ -69,13 +65,10 @@ class LayerTap:
 
 def last_linear(module: nn.Module) -> str:
     """The name of the last `nn.Linear` (the head of almost every classifier), or of the last 1x1 convolution."""
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    layers = list(module.named_modules())
+    names: list[str] = [name for name, layer in layers if isinstance(layer, nn.Linear)]
     if not names:
-        names = [
-            name
-            for name, layer in module.named_modules()
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-        ]
+        names = [name for name, layer in layers if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
     if not names:
         raise InvalidInput("the model has no linear layer to read features from; name a layer instead")
     return names[-1]

@@ -74,9 +74,7 @@ class Model(ABC):
     def require(self, access: Access, purpose: str) -> None:
         """Raise `AccessDenied` unless the model grants `access`; `purpose` names who asks."""
         if self.access < access:
-            raise AccessDenied(
-                f"{purpose} needs {access} access, but {self.spec.name} grants only {self.access}"
-            )
+            raise AccessDenied(f"{purpose} needs {access} access, but {self.spec.name} grants only {self.access}")
 
 
 class RestrictedModel(Model):
@@ -129,6 +127,5 @@ def check_images(images: Tensor, channels: int) -> None:
     """Refuse what is not a float batch `[B, channels, H, W]`."""
     if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
         raise InvalidInput(
-            f"images must be a float tensor [B, {channels}, H, W] in [0, 1],"
-            f" got {images.dtype} {list(images.shape)}"
+            f"images must be a float tensor [B, {channels}, H, W] in [0, 1], got {images.dtype} {list(images.shape)}"
         )

@@ -47,13 +47,9 @@ class ModelSpec:
             raise InvalidInput(f"class_names needs at least 2 classes, got {list(self.class_names)}")
         if len(set(self.class_names)) != len(self.class_names):
             twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
-            raise InvalidInput(
-                f"class_names must be different from each other, these come twice: {twice[:5]}"
-            )
+            raise InvalidInput(f"class_names must be different from each other, these come twice: {twice[:5]}")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise InvalidInput(
-                f"mean and std need 1 or 3 values each, got {len(self.mean)} and {len(self.std)}"
-            )
+            raise InvalidInput(f"mean and std need 1 or 3 values each, got {len(self.mean)} and {len(self.std)}")
         if any(value <= 0 for value in self.std):
             raise InvalidInput(f"std must be positive, got {self.std}")
         if not 0 < self.crop_fraction <= 1:

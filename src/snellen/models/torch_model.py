@@ -38,14 +38,14 @@ class TorchModel(Model):
     ) -> None:
         self.device = torch.device(device)
         self.ledger = ledger or QueryLedger()
-        is_module = isinstance(network, nn.Module)
-        self.access = access or (Access.WEIGHTS if is_module else Access.SCORES)
-        if is_module:
-            network = frozen_copy(network).to(device=self.device, memory_format=torch.channels_last)
+        self._module: nn.Module | None = None
+        if isinstance(network, nn.Module):
+            network = self._module = _on_device(frozen_copy(network), self.device)
             if not spec.fingerprint:
                 digest = fingerprint_weights(type(network).__qualname__, network.state_dict())
                 spec = replace(spec, fingerprint=digest)
-        self._network = network
+        self.access = access or (Access.SCORES if self._module is None else Access.WEIGHTS)
+        self._network: Callable[[Tensor], Tensor] = network
         self.spec = spec
         self._mean = torch.tensor(spec.mean, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(spec.std, device=self.device).view(1, -1, 1, 1)
@@ -86,9 +86,9 @@ class TorchModel(Model):
 
     def _require_module(self) -> nn.Module:
         self.require(Access.FEATURES, "reading inner layers")
-        if not isinstance(self._network, nn.Module):
+        if self._module is None:
             raise InvalidInput(f"{self.spec.name} is a plain callable and has no layers")
-        return self._network
+        return self._module
 
     def _checked(self, logits: Tensor, batch_size: int) -> Tensor:
         expected = (batch_size, self.spec.num_classes)
@@ -126,8 +126,15 @@ def frozen_copy(module: nn.Module) -> nn.Module:
         ) from error
     for layer in copied.modules():
         if getattr(layer, "inplace", False):
-            layer.inplace = False  # an in-place ReLU would overwrite the activation that a tap has recorded
+            setattr(layer, "inplace", False)  # an in-place ReLU would overwrite what a tap has recorded
     return copied.eval()
+
+
+def _on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    for parameter in module.parameters():
+        layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+        parameter.data = parameter.data.to(device, memory_format=layout)
+    return module.to(device)
 
 
 def resize(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

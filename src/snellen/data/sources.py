@@ -1,0 +1,148 @@
+"""Where pixels come from: files, Parquet columns, arrays in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from snellen.data.decode import BadImage, Geometry, decode, image_size
+from snellen.errors import InvalidInput
+
+
+class ImageSource(Protocol):
+    """Images by position. `in_memory` sources need no threads."""
+
+    in_memory: bool
+
+    def __len__(self) -> int: ...
+    def pixels(self, position: int, geometry: Geometry) -> Tensor:
+        """uint8 `[C, H, W]`; raises `BadImage`."""
+        ...
+
+    def digest(self, position: int) -> bytes:
+        """16 bytes that change when the image's content changes; raises `BadImage` when it cannot be read."""
+        ...
+
+    def size(self, position: int) -> tuple[int, int] | None:
+        """Height and width without decoding, None when unknown."""
+        ...
+
+
+class EncodedImages:
+    """Images kept as encoded bytes; `read` brings the bytes of one position or raises OSError."""
+
+    in_memory = False
+
+    def __init__(self, count: int, read: Callable[[int], bytes]) -> None:
+        self._count = count
+        self._read = read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def pixels(self, position: int, geometry: Geometry) -> Tensor:
+        return decode(self._bytes(position), geometry)
+
+    def digest(self, position: int) -> bytes:
+        return hashlib.blake2b(self._bytes(position), digest_size=16).digest()
+
+    def size(self, position: int) -> tuple[int, int] | None:
+        try:
+            return image_size(self._bytes(position))
+        except BadImage:
+            return None
+
+    def _bytes(self, position: int) -> bytes:
+        try:
+            return self._read(position)
+        except FileNotFoundError as error:
+            raise BadImage("the file is missing") from error
+        except OSError as error:
+            raise BadImage(f"the file cannot be read: {error.strerror or error}") from error
+
+
+def file_images(paths: Sequence[Path]) -> EncodedImages:
+    """Images in local files."""
+    return EncodedImages(len(paths), lambda position: paths[position].read_bytes())
+
+
+class ParquetColumn:
+    """Reads one binary cell at a time, keeping the last row groups used; safe for several threads."""
+
+    kept_groups = 4
+
+    def __init__(self, path: Path, column: str) -> None:
+        self._file = pq.ParquetFile(path)
+        self._column = column
+        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._groups: dict[int, object] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, position: int) -> bytes:
+        group = int(np.searchsorted(self._starts, position, side="right")) - 1
+        with self._lock:
+            if group not in self._groups:
+                while len(self._groups) >= self.kept_groups:
+                    self._groups.pop(next(iter(self._groups)))
+                self._groups[group] = self._file.read_row_group(group, columns=[self._column]).column(0)
+            cell = self._groups[group][position - int(self._starts[group])].as_py()  # type: ignore[index]
+        value = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(value, bytes):
+            raise FileNotFoundError(f"row {position} has no image bytes")
+        return value
+
+
+class ArrayImages:
+    """Images in memory: uint8 `[N, C, H, W]`, or float in [0, 1] of that shape."""
+
+    in_memory = True
+
+    def __init__(self, images: Tensor | np.ndarray) -> None:
+        tensor = torch.as_tensor(images)
+        if tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+            raise InvalidInput(f"images must be [N, 3, H, W] or [N, 1, H, W], got {list(tensor.shape)}")
+        if tensor.is_floating_point():
+            if len(tensor) and not bool(((tensor >= 0) & (tensor <= 1)).all()):
+                raise InvalidInput("float images must lie in [0, 1] and be finite")
+            tensor = (tensor * 255).round().to(torch.uint8)
+        if tensor.dtype != torch.uint8:
+            raise InvalidInput(f"images must be uint8 or float, got {tensor.dtype}")
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def pixels(self, position: int, geometry: Geometry) -> Tensor:
+        image = self.tensor[position]
+        if geometry.channels != image.shape[0]:
+            image = image.expand(3, -1, -1) if geometry.channels == 3 else _grey(image)
+        if geometry.size is None or tuple(image.shape[-2:]) == geometry.size:
+            return image
+        return _through_pillow(image, geometry)
+
+    def digest(self, position: int) -> bytes:
+        return hashlib.blake2b(self.tensor[position].contiguous().numpy().tobytes(), digest_size=16).digest()
+
+    def size(self, position: int) -> tuple[int, int] | None:
+        return (int(self.tensor.shape[2]), int(self.tensor.shape[3]))
+
+
+def _grey(image: Tensor) -> Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (image.float() * weights).sum(0, keepdim=True).round().to(torch.uint8)
+
+
+def _through_pillow(image: Tensor, geometry: Geometry) -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+    resized: Tensor = pil_to_tensor(geometry.apply(to_pil_image(image)))
+    return resized
