@@ -1,0 +1,154 @@
+"""The commands and their options; the work is in the modules beside this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snellen import __version__
+
+app = typer.Typer(
+    name="snellen",
+    help="An eye examination for vision models. Add --debug to any command for tracebacks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="demo, timm:NAME[@weights], file.pt2, py:module:function")
+]
+DataName = Annotated[str, typer.Argument(metavar="DATA", help="demo, a folder of images, or a .parquet file")]
+Classes = Annotated[Path | None, typer.Option(help="File with the model's class names, one a line in output order.")]
+InputSize = Annotated[str | None, typer.Option(help="Model input in pixels, 224 or 224x320 (height x width).")]
+Mean = Annotated[str | None, typer.Option(help="Channel means on [0, 1], as 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Channel deviations on [0, 1], as 0.229,0.224,0.225.")]
+Architecture = Annotated[str | None, typer.Option(help="Network for a state dict: timm:NAME, torchvision:NAME, py:…")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
+AccessLevel = Annotated[
+    str | None, typer.Option("--access", help="Use less than the model grants: labels, scores, features, gradients.")
+]
+Budget = Annotated[int | None, typer.Option(help="Most images to send through the model, forward and backward.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random stream; the plan's, else 0.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Look at this many samples, classes in balance.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the metadata that holds the label.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"snellen {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def audit(
+    model: ModelName,
+    data: DataName,
+    preset: Annotated[str | None, typer.Option(help="quick, standard or full (default quick).")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan of your own, in YAML.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory, local or any fsspec address.")] = None,
+    classes: Classes = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    architecture: Architecture = None,
+    device: Device = "cpu",
+    access: AccessLevel = None,
+    budget: Budget = None,
+    seed: Seed = None,
+    label_column: LabelColumn = "label",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show jobs, passes and estimated time; run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Examine MODEL on DATA and write a run directory with findings and a report. The same command resumes."""
+    from snellen.cli.audit import run_audit
+    from snellen.cli.inputs import ModelFlags
+
+    flags = ModelFlags(classes, input_size, mean, std, architecture, device, access, budget, label_column)
+    raise typer.Exit(run_audit(model, data, flags, preset, plan, out, seed, dry_run, as_json))
+
+
+@app.command()
+def run(
+    probe: Annotated[str, typer.Argument(metavar="PROBE", help="One of `snellen methods`, as attack/pgd.")],
+    model: ModelName,
+    data: DataName,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the probe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all rows to this .parquet or .csv file.")] = None,
+    samples: Samples = None,
+    classes: Classes = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    architecture: Architecture = None,
+    device: Device = "cpu",
+    access: AccessLevel = None,
+    budget: Budget = None,
+    seed: Seed = None,
+    label_column: LabelColumn = "label",
+    as_json: Json = False,
+) -> None:
+    """Run one PROBE and print its rows and findings."""
+    from snellen.cli.inputs import ModelFlags
+    from snellen.cli.run import run_probe
+
+    flags = ModelFlags(classes, input_size, mean, std, architecture, device, access, budget, label_column)
+    raise typer.Exit(run_probe(probe, model, data, settings or [], flags, out, samples, seed, as_json))
+
+
+@app.command()
+def report(
+    run_directory: Annotated[str, typer.Argument(metavar="RUN", help="A run directory of `snellen audit`.")],
+    model: Annotated[str | None, typer.Option(help="Model, when it moved since the run.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data, when they moved since the run.")] = None,
+) -> None:
+    """Write RUN/report.html again from what is stored."""
+    from snellen.cli.report import rebuild_report
+
+    raise typer.Exit(rebuild_report(run_directory, model, data))
+
+
+@app.command()
+def methods(
+    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Only this family.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List every method: name, access, scope, paper, replication status."""
+    from snellen.cli.methods import list_methods
+
+    raise typer.Exit(list_methods(family, as_json))
+
+
+@app.command()
+def replicate(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="[SLUG]...", help="Cards; all when none is named.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the experiment.")] = 0,
+    as_json: Json = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Also write the outcome into this JSON file (replications/results.json).")
+    ] = None,
+) -> None:
+    """Repeat papers' claims in small. Exit status 0: all held, 1: one did not, 2: an error."""
+    from snellen.cli.replicate import run_replications
+
+    raise typer.Exit(run_replications(slugs or [], seed, as_json, record))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices and optional parts."""
+    from snellen.cli.doctor import check_installation
+
+    raise typer.Exit(check_installation(as_json))

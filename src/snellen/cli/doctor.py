@@ -1,0 +1,44 @@
+"""`snellen doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from snellen.audit.manifest import hardware, versions
+from snellen.demo.network import SHIPPED, WEIGHTS
+
+OPTIONAL = {
+    "torchattacks": "peer for attack tests and benchmarks",
+    "foolbox": "peer for attack benchmarks",
+    "captum": "peer for explanation tests",
+    "imagecorruptions": "peer for corruption tests and benchmarks",
+}
+
+
+def check_installation(as_json: bool) -> int:
+    """The whole command; exit status 0 when everything that is needed is there."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights = {name: (WEIGHTS / f"{name}.safetensors").is_file() for name in SHIPPED}
+    optional = {name: importlib.util.find_spec(name) is not None for name in OPTIONAL}
+    healthy = all(weights.values())
+    if as_json:
+        found = {"versions": versions(), "hardware": hardware(device), "demo_weights": weights, "optional": optional}
+        sys.stdout.write(json.dumps({"healthy": healthy, **found}, indent=1) + "\n")
+        return 0 if healthy else 2
+    table = Table("part", "state", "note", title="snellen doctor", title_justify="left")
+    for name, text in versions().items():
+        table.add_row(name, text, "")
+    for name, value in hardware(device).items():
+        table.add_row(name, str(value), "")
+    for name, there in weights.items():
+        table.add_row(f"demo weights: {name}", "there" if there else "missing", "" if there else "reinstall snellen")
+    for name, there in optional.items():
+        table.add_row(name, "there" if there else "not installed", f"optional: {OPTIONAL[name]}")
+    Console().print(table)
+    return 0 if healthy else 2
