@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ from snellen.models.access import Access
 from snellen.models.checkpoints import read_exported, read_state_dict
 from snellen.models.ledger import QueryLedger
 from snellen.models.model import Model
-from snellen.models.spec import Interpolation, ModelSpec
+from snellen.models.spec import Interpolation, ModelSpec, fingerprint_weights
 from snellen.models.torch_model import TorchModel
+from snellen.randomness import torch_generator
 
 ACCEPTED = (
     "'demo', 'demo:healthy', 'timm:NAME[@weights.safetensors]', 'FILE.pt2', a .safetensors or .pth state dict with"
@@ -84,7 +85,10 @@ def load_model(name: str, options: ModelOptions | None = None, hints: DataHints 
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidInput(f"device {options.device!r} was asked for but CUDA is not available here; use --device cpu")
     model: Model = TorchModel(source.network, spec, device=options.device, ledger=QueryLedger(options.budget))
-    _try_out(model)
+    answer = _try_out(model)
+    if not spec.fingerprint and not model.spec.fingerprint:
+        # A callable has no weights to hash; what it answers to a fixed picture stands in for them.
+        model.spec = replace(spec, fingerprint=fingerprint_weights(name, {"answer": answer}))
     return LoadedModel(model if options.access is None else model.restrict(options.access), warnings)
 
 
@@ -232,7 +236,10 @@ def _python(reference: str) -> Source:
         raise InvalidInput(f"there is no module {error.name!r} to import from {here} or the environment") from error
     except AttributeError as error:
         raise InvalidInput(f"module {module_name!r} has no function {function_name!r}") from error
-    network = factory()
+    try:
+        network = factory()
+    except Exception as error:  # the user's own code may raise anything
+        raise InvalidInput(f"py:{reference} raised {type(error).__name__}: {error}") from error
     if not callable(network):
         raise InvalidInput(f"py:{reference} returned a {type(network).__name__}; it must return a module or callable")
     size = getattr(network, "input_size", None)
@@ -279,11 +286,12 @@ def _spec(name: str, source: Source, options: ModelOptions, hints: DataHints, wa
     )
 
 
-def _try_out(model: Model) -> None:
-    """One grey image through the model, off the books, so that a wrong spec is told before the run begins."""
+def _try_out(model: Model) -> Tensor:
+    """One fixed image through the model, off the books, so that a wrong spec is told before the run begins."""
     ledger, model.ledger = model.ledger, QueryLedger()
+    shape = (1, model.spec.channels, *model.spec.input_size)
     try:
-        model.scores(torch.full((1, model.spec.channels, *model.spec.input_size), 0.5))
+        return model.scores(torch.rand(shape, generator=torch_generator("try out")))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, InvalidInput):
             raise
