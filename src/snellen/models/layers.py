@@ -15,20 +15,21 @@ from snellen.errors import InvalidInput
 class LayerTap:
     """Within the `with` block, keeps what the named layers read or wrote in the last forward pass.
 
-    module: any network. layers: names from `named_modules()`. side: "output" or "input" (the first argument).
-    Tensors stay attached to the graph: `torch.autograd.grad(target, tap.outputs[name])` gives their gradient.
-    A layer that returns a tuple is recorded by its first tensor.
+    module: any network. layers: names from `named_modules()`, or None for every layer that gives a tensor, recorded in
+    the order of execution. side: "output" or "input" (the first argument). Tensors stay attached to the graph:
+    `torch.autograd.grad(target, tap.outputs[name])` gives their gradient. A tuple is recorded by its first tensor.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[str], side: Literal["input", "output"] = "output") -> None:
-        named = dict(module.named_modules())
-        missing = [name for name in layers if name not in named]
+    def __init__(
+        self, module: nn.Module, layers: Sequence[str] | None, side: Literal["input", "output"] = "output"
+    ) -> None:
+        named = {name: layer for name, layer in module.named_modules() if name}
+        missing = [name for name in layers or () if name not in named]
         if missing:
-            raise InvalidInput(
-                f"the model has no layer {missing[0]!r}; it has {_shortened([name for name in named if name])}"
-            )
+            raise InvalidInput(f"the model has no layer {missing[0]!r}; it has {_shortened(list(named))}")
         self.outputs: dict[str, Tensor] = {}
-        self._layers = {name: named[name] for name in layers}
+        self._everything = layers is None
+        self._layers = named if layers is None else {name: named[name] for name in layers}
         self._side = side
         self._handles: list[RemovableHandle] = []
 
@@ -46,7 +47,7 @@ class LayerTap:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if kind is None:
+        if kind is None and not self._everything:
             silent = [name for name in self._layers if name not in self.outputs]
             if silent:
                 raise InvalidInput(f"the forward pass never ran the layer {silent[0]!r}; choose another layer")
@@ -57,10 +58,17 @@ class LayerTap:
             if isinstance(seen, (tuple, list)):
                 seen = seen[0]
             if not isinstance(seen, Tensor):
+                if self._everything:
+                    return
                 raise InvalidInput(f"the layer {name!r} gives a {type(seen).__name__}, not a tensor")
             self.outputs[name] = seen
 
         return record
+
+
+def layer_types(module: nn.Module) -> dict[str, str]:
+    """Name -> class name of every layer, in order of definition."""
+    return {name: type(layer).__name__ for name, layer in module.named_modules() if name}
 
 
 def last_linear(module: nn.Module) -> str:

@@ -48,8 +48,8 @@ class Model(ABC):
         with torch.no_grad():
             return self(images)
 
-    def activations(self, images: Tensor, layers: Sequence[str]) -> Activations:
-        """Logits and named layers' outputs of one pass (access FEATURES)."""
+    def activations(self, images: Tensor, layers: Sequence[str] | None) -> Activations:
+        """Logits and the outputs of the named layers (None: all that give a tensor) of one pass (access FEATURES)."""
         raise AccessDenied(f"{self.spec.name} does not show its layers; it grants {self.access}")
 
     def features(self, images: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class Model(ABC):
         """The network itself, normalised input in, logits out (access WEIGHTS)."""
         raise AccessDenied(f"{self.spec.name} does not show its weights; it grants {self.access}")
 
-    def layer_names(self) -> list[str]:
-        """Names that `activations` accepts, in the order of definition (access FEATURES)."""
+    def layer_types(self) -> dict[str, str]:
+        """Name -> class name of every layer that `activations` accepts, in order of definition (access FEATURES)."""
         raise AccessDenied(f"{self.spec.name} does not show its layers; it grants {self.access}")
 
     def restrict(self, access: Access) -> Model:
@@ -96,7 +96,7 @@ class RestrictedModel(Model):
     def labels(self, images: Tensor) -> Tensor:
         return self._inner.labels(images.detach())
 
-    def activations(self, images: Tensor, layers: Sequence[str]) -> Activations:
+    def activations(self, images: Tensor, layers: Sequence[str] | None) -> Activations:
         self.require(Access.FEATURES, "reading activations")
         if self.access >= Access.GRADIENTS:
             return self._inner.activations(images, layers)
@@ -107,9 +107,9 @@ class RestrictedModel(Model):
         self.require(Access.FEATURES, "reading features")
         return self._inner.features(images)
 
-    def layer_names(self) -> list[str]:
+    def layer_types(self) -> dict[str, str]:
         self.require(Access.FEATURES, "listing layers")
-        return self._inner.layer_names()
+        return self._inner.layer_types()
 
     @property
     def module(self) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snellen.errors import InvalidInput
 from snellen.models.access import Access
-from snellen.models.layers import LayerTap, last_linear
+from snellen.models.layers import LayerTap, last_linear, layer_types
 from snellen.models.ledger import QueryLedger
 from snellen.models.model import Activations, Model, check_images
 from snellen.models.spec import ModelSpec, fingerprint_weights
@@ -64,7 +64,7 @@ class TorchModel(Model):
             images = resize(images, self.spec.input_size, self.spec.interpolation)
         return images if self._plain_input else (images - self._mean) / self._std
 
-    def activations(self, images: Tensor, layers: Sequence[str]) -> Activations:
+    def activations(self, images: Tensor, layers: Sequence[str] | None) -> Activations:
         with LayerTap(self._require_module(), layers) as tap:
             logits = self(images)
         return Activations(logits, tap.outputs)
@@ -76,8 +76,8 @@ class TorchModel(Model):
             self(images)
         return tap.outputs[head].flatten(1)
 
-    def layer_names(self) -> list[str]:
-        return [name for name, _ in self._require_module().named_modules() if name]
+    def layer_types(self) -> dict[str, str]:
+        return layer_types(self._require_module())
 
     @property
     def module(self) -> nn.Module:
