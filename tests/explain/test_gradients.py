@@ -29,7 +29,7 @@ def network() -> nn.Module:
             nn.Conv2d(6, 8, 3),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(32, 3),
+            nn.Linear(200, 3),
         ).eval()
 
 
