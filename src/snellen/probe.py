@@ -135,9 +135,7 @@ class SampleProbe(Probe, Protocol):
 
 
 class DatasetProbe(Probe, Protocol):
-    def run(
-        self, model: Model, samples: Samples, tables: Mapping[str, Rows], random: SampleRandom
-    ) -> Rows: ...
+    def run(self, model: Model, samples: Samples, tables: Mapping[str, Rows], random: SampleRandom) -> Rows: ...
 
 
 class Analysis(Probe, Protocol):

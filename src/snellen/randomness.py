@@ -50,9 +50,7 @@ class SampleRandom:
         return np.random.default_rng(derive_seed(self.seed, self.method, *purpose))
 
 
-def uniform(
-    generators: Sequence[torch.Generator], shape: Sequence[int], low: float = 0.0, high: float = 1.0
-) -> Tensor:
+def uniform(generators: Sequence[torch.Generator], shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform noise `[B, *shape]`, float32 on the CPU, row i drawn from `generators[i]` alone."""
     drawn = torch.stack([torch.rand(*shape, generator=generator) for generator in generators])
     return drawn.mul_(high - low).add_(low)
