@@ -42,6 +42,12 @@ class Statement:
     q_value: float | None
     repeat: str
 
+    @property
+    def title(self) -> str:
+        """The finding's title as a sentence."""
+        text = self.finding.title.strip()
+        return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
     def to_json(self) -> dict[str, object]:
         """The object of `findings.json`."""
         finding = self.finding
@@ -50,7 +56,7 @@ class Statement:
             "probe": self.probe,
             "kind": finding.kind,
             "severity": self.severity,
-            "title": finding.title,
+            "title": self.title,
             "subject": dict(finding.subject),
             "metric": finding.metric,
             "value": _number(finding.value),

@@ -87,5 +87,5 @@ def findings_table(statements: Sequence[Statement], shown: int = 10) -> Table:
         finding = statement.finding
         interval = "" if finding.ci is None else f"{finding.ci[0]:.3f} to {finding.ci[1]:.3f}"
         label = f"[{colour}]{statement.severity}[/{colour}]"
-        table.add_row(label, escape(finding.title), interval, f"{finding.n:,}")
+        table.add_row(label, escape(statement.title), interval, f"{finding.n:,}")
     return table

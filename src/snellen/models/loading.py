@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -82,14 +83,21 @@ def load_model(name: str, options: ModelOptions | None = None, hints: DataHints 
     source = _open(name, options)
     warnings: list[str] = []
     spec = _spec(name, source, options, hints, warnings)
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidInput(f"device {options.device!r} was asked for but CUDA is not available here; use --device cpu")
+    _check_device(options.device)
     model: Model = TorchModel(source.network, spec, device=options.device, ledger=QueryLedger(options.budget))
     answer = _try_out(model)
     if not spec.fingerprint and not model.spec.fingerprint:
         # A callable has no weights to hash; what it answers to a fixed picture stands in for them.
         model.spec = replace(spec, fingerprint=fingerprint_weights(name, {"answer": answer}))
     return LoadedModel(model if options.access is None else model.restrict(options.access), warnings)
+
+
+def _check_device(name: str) -> None:
+    known = re.fullmatch(r"cpu|mps|cuda(:(\d+))?", name)
+    if known is None:
+        raise InvalidInput(f"device {name!r} is unknown; accepted are cpu, cuda, cuda:N and mps")
+    if name.startswith("cuda") and int(known.group(2) or 0) >= torch.cuda.device_count():
+        raise InvalidInput(f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices; use --device cpu")
 
 
 def _open(name: str, options: ModelOptions) -> Source:

@@ -111,12 +111,16 @@ def render_report(audit: Audit, names: tuple[str, str]) -> str:
 
 
 def number(value: float | int | None) -> str:
-    """A figure for people: three significant decimals, thousands separated."""
+    """A figure for people: three decimals, thousands separated."""
     if value is None:
         return "–"
     if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
         return f"{int(value):,}"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    if abs(value) >= 100:
+        return f"{value:,.1f}"
+    rounded = f"{value:.3f}"
+    # 0.99987 is not 1 and 0.00012 is not 0: a threshold rounded so would be another threshold.
+    return f"{value:.5g}" if float(rounded) in (-1, 0, 1) and float(rounded) != value else rounded
 
 
 def interval(ci: tuple[float, float] | None) -> str:

@@ -1,0 +1,54 @@
+"""Reading the scores back from the `predictions` table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from snellen.errors import InvalidInput
+from snellen.probe import Rows
+
+FLOOR = -100.0
+"""Smallest log-probability: a probability of exactly 0 on the true class must not make a mean infinite."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Samples whose scores are finite, sorted by id. logits: float64 `[n, K]`; labels: int64 `[n]`."""
+
+    ids: Sequence[str]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        return np.exp(log_probabilities(self.logits))
+
+
+def log_probabilities(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Log-softmax `[n, K]` of logits divided by a temperature."""
+    return np.asarray(log_softmax(logits / temperature, axis=1))
+
+
+def read_scores(predictions: Rows, purpose: str) -> Scores:
+    """The scores of the `predictions` table, sorted by id so that the order of shards does not matter.
+
+    Rows without a finite output are left out (the probe `predictions` reports them). Raises `InvalidInput` when the
+    table holds labels only.
+    """
+    table = predictions.filter(pc.not_equal(predictions["predicted"], -1)).sort_by("id")
+    if table["logits"].null_count:
+        raise InvalidInput(f"{purpose} needs scores, but the predictions hold labels only (labels access)")
+    lists = pa.concat_arrays(table["logits"].chunks) if table.num_rows else table["logits"].combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    logits = flat.reshape(table.num_rows, -1) if table.num_rows else np.empty((0, 0))
+    return Scores(table["id"].to_pylist(), table["label"].to_numpy(), np.maximum(logits, -1e30))
