@@ -52,7 +52,9 @@ def field_docs(probe: type) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(probe))).body
     found: dict[str, str] = {}
     for here, after in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+        is_text = (
+            isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+        )
         if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name) and is_text:
             found[here.target.id] = " ".join(after.value.value.split()).replace("|", "\\|")
     return found
@@ -63,8 +65,8 @@ def replications_page() -> str:
     lines = [
         "# Replications",
         "",
-        "Each card repeats a paper's claim in small, on data that comes with packages. A claim that does not hold is listed as"
-        " such; its threshold stays. `snellen replicate` runs them again.",
+        "Each card repeats a paper's claim in small, on data that comes with packages. A claim that does not hold is"
+        " listed as such; its threshold stays. `snellen replicate` runs them again.",
     ]
     for slug, outcome in recorded_results().items():
         lines += [
@@ -87,8 +89,8 @@ def benchmarks_page() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Ratios measured in one run on a shared machine of two cores, medians of alternated repetitions; `make bench` runs"
-        " them again. Absolute figures belong to that machine.",
+        "Ratios measured in one run on a shared machine of two cores, medians of alternated repetitions; `make bench`"
+        " runs them again. Absolute figures belong to that machine.",
     ]
     stored = json.loads(BENCHMARKS.read_text(encoding="utf-8")) if BENCHMARKS.is_file() else {}
     for table in stored.values():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 from snellen.data import Dataset
 from snellen.models import Model, ModelSpec, TorchModel
 
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 
 
 @pytest.fixture

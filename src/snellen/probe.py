@@ -95,7 +95,8 @@ class Finding:
 
     effect: harm on the scale of accuracy, 0 (none) to 1; it decides the severity together with the q-value. For
     measures that are not an accuracy the probe says in its docstring how it maps them. evidence: sample ids, the
-    most telling first. p_value: of the null that there is no harm, None where no test was made (then `ci` decides).
+    most telling first. ci: 95 % interval of `value`. p_value: of the null that there is no harm, None where no test was
+    made (then `ci` decides).
     """
 
     kind: Kind
@@ -215,7 +216,7 @@ def rows(ids: Sequence[str], **columns: Tensor | np.ndarray | Sequence[object]) 
 
 def _arrow(values: Tensor | np.ndarray | Sequence[object]) -> pa.Array:
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu().numpy().copy()  # Arrow would share memory with a tensor that may change
     if isinstance(values, np.ndarray) and values.ndim == 2:
         offsets = np.arange(0, values.size + 1, max(values.shape[1], 1), dtype=np.int32)
         return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).reshape(-1)))

@@ -265,8 +265,7 @@ def test_a_dry_run_counts_and_spends_nothing(
 )
 def test_wrong_plans_are_told_in_one_sentence(stored: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        for entry in Plan.model_validate(stored).probes:
-            entry.build()
+        [entry.build() for entry in Plan.model_validate(stored).probes]
 
 
 AUDIT = (sys.executable, "-m", "snellen", "audit", "demo", "demo", "--plan")

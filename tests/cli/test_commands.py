@@ -45,7 +45,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
-    program = "import sys; sys.argv = ['snellen', '--help']\nfrom snellen.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    program = "import sys; sys.argv = ['snellen', '--help']\nfrom snellen.cli import main\n"
+    program += "try: main()\nexcept SystemExit: pass\n"
     program += "assert not {'torch', 'timm', 'scipy', 'altair'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 

@@ -82,7 +82,6 @@ def test_a_planted_fault_changes_the_training_data_as_described(kind: str) -> No
     scene = draw_scene(2000, "train", np.random.default_rng(5))
     changed_labels = (labels != truth).numpy()
     if kind == "over-confidence":
-        assert torch.equal(images, clean)
         assert not changed_labels.any()
     elif kind in ("background-shortcut", "corner-tag", "one-pixel-shift"):
         assert not changed_labels.any()
@@ -113,7 +112,8 @@ def test_training_learns_and_leaves_global_randomness_alone(tmp_path: Path) -> N
     assert evaluate(network, made.images, torch.from_numpy(made.labels)) > 0.25
     save_network(network, tmp_path / "n.safetensors", {"faults": "[]"})
     again = load_network(tmp_path / "n.safetensors")
-    assert torch.equal(again(made.images[:4].float()), network(made.images[:4].float()))
+    images = made.images[:4].float() / 255
+    assert torch.allclose(again(images), network(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["magic", "corner-tag:2", "corner-tag:0", "corner-tag:x", "corner-tag:0.5:11"])

@@ -75,7 +75,7 @@ def test_a_single_fault_is_one_finding():
     assert finding.value == np.mean((y == p)[striped])
     assert finding.baseline == np.mean((y == p)[~striped])
     assert finding.effect == pytest.approx(finding.baseline - finding.value)
-    assert finding.ci[0] < finding.effect < finding.ci[1]
+    assert finding.ci[0] < finding.value < finding.ci[1] < finding.baseline
     assert finding.n == striped.sum()
     assert finding.p_value <= 0.05
     failed = {f"s{i:05}" for i in np.flatnonzero(striped & (y != p))}

@@ -162,7 +162,8 @@ def test_a_python_function_may_return_a_module_that_describes_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = (
-        "class Net(torch.nn.Module):\n    class_names = ['x', 'y']\n    input_size = 8\n    mean = (0.5,)\n    std = (0.5,)\n"
+        "class Net(torch.nn.Module):\n    class_names = ['x', 'y']\n    input_size = 8\n"
+        "    mean = (0.5,)\n    std = (0.5,)\n"
         "    def forward(self, x): return x.flatten(1)[:, :2]\n"
         "def make(): return Net()\n"
     )
@@ -216,7 +217,7 @@ def test_wrong_names_are_told_in_one_sentence(name: str, message: str) -> None:
 
 
 def test_weights_that_do_not_fit_are_told(small: torch.nn.Module, tmp_path: Path) -> None:
-    save_file({name: t for name, t in list(small.state_dict().items())[:5]}, tmp_path / "w.safetensors")
+    save_file(dict(list(small.state_dict().items())[:5]), tmp_path / "w.safetensors")
     with pytest.raises(InvalidInput, match="do not fit"):
         load_model(f"timm:resnet10t@{tmp_path / 'w.safetensors'}")
 

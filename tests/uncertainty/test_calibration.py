@@ -113,7 +113,7 @@ def test_a_miscalibrated_model_is_found_with_the_temperature_that_mends_it(facto
     assert measures["temperature"] == pytest.approx(factor, rel=0.15)
     assert finding.p_value == 0.001
     assert finding.effect == pytest.approx(finding.value - finding.baseline)
-    assert finding.ci[0] < finding.effect < finding.ci[1]
+    assert finding.ci[0] < finding.value < finding.ci[1]
     assert measures["calibration error after temperature"] < measures["calibration error"] / 2
     right = dict(zip([f"s{i:06}" for i in range(1500)], logits.argmax(1) == labels, strict=True))
     assert len(finding.evidence) == 12

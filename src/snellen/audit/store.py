@@ -35,21 +35,18 @@ class JobRecord(NamedTuple):
 class Store:
     """A run directory on any fsspec file system.
 
-    url: a local path or an address such as "s3://bucket/run". The listing is read once, when the store is opened.
+    url: a local path or an address such as "s3://bucket/run", made when the first file is written. The listing is read
+    once, when the store is opened.
     """
 
-    def __init__(self, url: str, create: bool = True) -> None:
+    def __init__(self, url: str, must_exist: bool = False) -> None:
         self._files, self.root = fsspec.core.url_to_fs(url)
         self.url = url
         self._local = "file" in _protocols(self._files)
         if self._files.isfile(self.root):
             raise InvalidInput(f"--out {url!r} is a file; give a folder for the run")
-        if not create and not self._files.isdir(self.root):
+        if must_exist and not self._files.isdir(self.root):
             raise InvalidInput(f"there is no run directory {url!r}")
-        try:
-            self._files.makedirs(self.root, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"--out {url!r} cannot be created: {error.strerror or error}") from error
         self._finished = self._list_finished()
 
     def path(self, *parts: str) -> str:
@@ -103,7 +100,10 @@ class Store:
         if not self._local:
             self._files.pipe_file(path, content)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"the run directory {self.url!r} cannot be written: {error.strerror}") from error
         temporary = f"{path}.{os.getpid()}.tmp"
         with open(temporary, "wb") as file:
             file.write(content)

@@ -17,7 +17,7 @@ from snellen.report import write_report
 
 def rebuild_report(run_directory: str, model: str | None, data: str | None) -> int:
     """Opens the run's model and data again, judges the stored rows and writes the page. No probe runs."""
-    stored = Store(run_directory, create=False).read_bytes("manifest.json")
+    stored = Store(run_directory, must_exist=True).read_bytes("manifest.json")
     if stored is None:
         raise InvalidInput(f"{run_directory!r} is no run directory: it has no manifest.json")
     try:

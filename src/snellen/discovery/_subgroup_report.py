@@ -8,7 +8,7 @@ from snellen.discovery._contingency import SAMPLES_A_COLUMN
 from snellen.discovery._subgroup_rows import Row
 from snellen.exhibits import Bar, Bars, Grid
 from snellen.probe import Finding
-from snellen.stats import needed_samples, newcombe_difference, wilson
+from snellen.stats import needed_samples, wilson
 
 MOST_BARS = 30
 TELLING_DROP = 0.2
@@ -29,7 +29,7 @@ def group_finding(row: Row) -> Finding:
         value=row.accuracy,
         baseline=rest,
         effect=rest - row.accuracy,
-        ci=newcombe_difference(row.rest_correct, row.rest_n, row.correct, row.n),
+        ci=wilson(row.correct, row.n),
         n=row.n,
         subject=subject,
         p_value=row.p_value,

@@ -72,7 +72,7 @@ class Answers:
 class SubgroupAnalysis(ProbeBase):
     """Worst groups and SkewSize of every attribute.
 
-    Effect of a group: accuracy elsewhere minus accuracy in the group; `ci` is the interval of that difference. Effect
+    Effect of a group: accuracy elsewhere minus accuracy in the group; `ci` is the interval of the latter. Effect
     of mistakes that follow an attribute: the share of all answers that are wrong and, beyond chance, follow it; `ci` is
     the interval of that share. p-values are adjusted within the probe.
     """

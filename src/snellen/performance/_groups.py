@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from snellen.probe import Rows
-from snellen.stats import Interval, benjamini_hochberg, fisher_exact, newcombe_difference, wilson
+from snellen.stats import Interval, benjamini_hochberg, fisher_exact, wilson
 
 MOST_EVIDENCE = 12
 NO_ANSWER = "no finite output"
@@ -83,11 +83,6 @@ class Group:
     def interval(self) -> Interval:
         """95 % interval of the accuracy."""
         return wilson(self.correct, self.n)
-
-    @property
-    def harm(self) -> Interval:
-        """95 % interval of the rest's accuracy minus the group's."""
-        return newcombe_difference(self.rest_correct, self.rest_n, self.correct, self.n)
 
 
 def overall_group(answers: Answers) -> Group:

@@ -33,7 +33,8 @@ SURE_SAMPLES = 97
 class Accuracy(ProbeBase):
     """Accuracy overall, per class and per attribute value.
 
-    Effect: accuracy of the rest minus accuracy of the group, and `ci` is the interval of that difference; for the
+    Statements are about the whole and about classes; values of attributes are listed here and judged by `subgroup`.
+    Effect: accuracy of the rest minus accuracy of the class, and `ci` is the interval of the class's accuracy; for the
     overall accuracy the effect is 0 and `ci` the accuracy's own. p-values are adjusted within the probe.
     """
 
@@ -50,7 +51,7 @@ class Accuracy(ProbeBase):
     min_effect: float = 0.02
     """Differences to the rest below this share (accuracy points, 0 to 1) are not reported."""
     max_findings: int = 20
-    """At most so many findings for the classes and for each attribute, the worst first; at least 1."""
+    """At most so many findings for classes, the worst first; at least 1."""
 
     def __post_init__(self) -> None:
         if self.bins < 2:
@@ -82,13 +83,12 @@ class Accuracy(ProbeBase):
         if not groups:
             return []
         findings = [_overall_finding(groups[0])]
-        for dimension in ("class", *context.attributes):
-            here = [group for group in groups[1:] if group.dimension == dimension and group.rest_n]
-            worse = sorted(filter(self._is_worse, here), key=lambda g: -_drop(g))
-            findings += [_worse_finding(group) for group in worse[: self.max_findings]]
-            small = [group for group in here if self._is_small(group) and group not in worse]
-            if small:
-                findings.append(_small_finding(dimension, small, len(here)))
+        classes = [group for group in groups[1:] if group.dimension == "class" and group.rest_n]
+        worse = sorted(filter(self._is_worse, classes), key=lambda g: -_drop(g))
+        findings += [_worse_finding(group) for group in worse[: self.max_findings]]
+        small = [group for group in classes if self._is_small(group) and group not in worse]
+        if small:
+            findings.append(_small_finding(small, len(classes)))
         return findings
 
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]:
@@ -137,11 +137,6 @@ def _overall_finding(group: Group) -> Finding:
 
 def _worse_finding(group: Group) -> Finding:
     rest = group.rest_accuracy or 0.0
-    subject = {"class": group.value}
-    where, others = f"images of class {group.value}", "all other classes"
-    if group.dimension != "class":
-        subject = {"attribute": group.dimension, "value": group.value}
-        where, others = f"images with {group.dimension} = {group.value}", "the other images"
     confusion = ""
     if group.confused_with:
         confusion = (
@@ -150,35 +145,33 @@ def _worse_finding(group: Group) -> Finding:
         )
     return Finding(
         kind="accuracy",
-        title=f"The model is right on {group.accuracy:.1%} of {group.n} {where}, against {rest:.1%} for {others}"
-        f"{confusion}.",
+        title=f"The model is right on {group.accuracy:.1%} of {group.n} images of class {group.value}, against"
+        f" {rest:.1%} for all other classes{confusion}.",
         metric="accuracy",
         value=group.accuracy,
         baseline=rest,
         effect=rest - group.accuracy,
-        ci=group.harm,
+        ci=group.interval,
         n=group.n,
-        subject=subject,
+        subject={"class": group.value},
         p_value=group.p_value,
         evidence=group.evidence,
     )
 
 
-def _small_finding(dimension: str, small: Sequence[Group], of: int) -> Finding:
+def _small_finding(small: Sequence[Group], of: int) -> Finding:
     fewest = min(small, key=lambda group: group.n)
     baseline = max(fewest.rest_accuracy or 0.0, TELLING_DROP)
     needed = needed_samples(TELLING_DROP, baseline, LEVEL)
-    what = "classes" if dimension == "class" else f"values of {dimension}"
-    subject = {"class": fewest.value} if dimension == "class" else {"attribute": dimension, "value": fewest.value}
     return Finding(
         kind="accuracy",
-        title=f"Not enough data to judge {len(small)} of {of} {what}: {fewest.value} has n = {fewest.n},"
+        title=f"Not enough data to judge {len(small)} of {of} classes: {fewest.value} has n = {fewest.n},"
         f" needs about {needed} to see a drop of {TELLING_DROP:.0%}.",
         metric="accuracy",
         value=None,
         effect=0.0,
         n=fewest.n,
-        subject=subject,
+        subject={"class": fewest.value},
         enough_data=False,
     )
 

@@ -47,7 +47,7 @@ class Calibration(ProbeBase):
     """Calibration of the top answer, with the temperature that would mend it.
 
     Effect: calibration error above the mean error of a perfectly calibrated model (never below 0). Both are average
-    gaps between a stated and a true accuracy, so they are accuracy points. `ci` is the interval of the effect.
+    gaps between a stated and a true accuracy, so they are accuracy points. `ci` is the interval of the error.
     """
 
     name: ClassVar[str] = "calibration"
@@ -132,7 +132,7 @@ class Calibration(ProbeBase):
                 value=error if enough else None,
                 baseline=by_chance,
                 effect=max(error - by_chance, 0.0) if enough else 0.0,
-                ci=(max(m["low"] - by_chance, 0.0), max(m["high"] - by_chance, 0.0)) if enough else None,
+                ci=(m["low"], m["high"]) if enough else None,
                 n=n,
                 subject={"temperature": round(m["temperature"], 4)},
                 p_value=m["p value"] if enough else None,
