@@ -115,9 +115,9 @@ _TABLES: Sequence[object] = ("predictions", "accuracy", "calibration", "subgroup
 PRESETS: dict[str, Sequence[object]] = {
     "quick": (
         *_TABLES,
-        {"shift/corruptions": {"severities": [1, 3, 5], "samples": 200}},
-        {"attack/pgd": {"steps": 10, "samples": 200}},
-        {"certify/smoothing": {"sigma": 0.12, "n": 400, "samples": 40}},
+        {"shift/corruptions": {"severities": [1, 3, 5], "samples": 700}},
+        {"attack/pgd": {"steps": 10, "samples": 400}},
+        {"certify/smoothing": {"sigma": 0.12, "n": 200, "samples": 200}},
         {"explain/cam": {"samples": 48}},
         {"explain/gradients": {"samples": 24}},
     ),

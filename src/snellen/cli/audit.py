@@ -82,7 +82,9 @@ def _summarise(audit: Audit, report: str, console: Console) -> None:
     quarantined = len(audit.dataset.quarantine)
     console.print(findings_table(audit.statements))
     if quarantined:
-        console.print(f"{quarantined} samples could not be used; quarantine.parquet says why")
+        console.print(
+            f"not used: {quarantined} of {quarantined + len(audit.dataset)} samples; quarantine.parquet says why"
+        )
     for item in audit.left_out:
         console.print(f"left out: {item.probe} ({item.reason})", markup=False)
     if audit.budget_note:

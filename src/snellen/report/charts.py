@@ -20,7 +20,7 @@ def curve_svg(curve: Curve) -> str:
         for point in curve.points
     ]
     several = len({row["series"] for row in rows}) > 1
-    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=240) if several else None
+    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=240, symbolOpacity=1) if several else None
     colour = alt.Color("series:N", legend=legend, scale=alt.Scale(range=COLOURS), sort=None)
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("x:Q", title=curve.x_label, scale=alt.Scale(zero=False, nice=False)),
