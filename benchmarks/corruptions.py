@@ -1,10 +1,12 @@
 """ImageNet-C corruptions beside `imagecorruptions` 1.1.2: milliseconds an image, medians of alternating rounds.
 
 python benchmarks/corruptions.py [--quick] [--device cpu|cuda] [--size 224] [--batch 16] [--severity 3] [--threads 2]
+                                 [--record]
 
 The peer gets one uint8 image after the other, as its interface wants; ours gets the batch, float in and 8-bit result
 out. `equal` is the greatest difference in grey levels for the corruptions that draw nothing. The last column sets the
-cost against a ResNet-50 forward pass of an image on the same device. The last line is JSON.
+cost against a ResNet-50 forward pass of an image on the same device. The last line is JSON; --record writes the table
+into benchmarks/results.json.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from _record import machine_state, record_table
 from snellen.randomness import torch_generator
 from snellen.shift._catalogue import DETERMINISTIC
 from snellen.shift.corruptions import CORRUPTIONS, corrupt
@@ -78,6 +81,41 @@ def resnet_cost(images: Tensor, rounds: int, device: str) -> float:
         return statistics.median(milliseconds(lambda: network(batch), len(images), device) for _ in range(rounds))
 
 
+def record(
+    figures: dict[str, dict[str, float | None]], options: argparse.Namespace, count: int, rounds: int, state: str
+) -> None:
+    rows = []
+    for name, figure in figures.items():
+        ours, peer, apart = figure["ours_ms"] or 0.0, figure["peer_ms"], figure["levels_apart"]
+        rows.append(
+            [
+                name,
+                f"{ours:.2f}",
+                "–" if peer is None else f"{peer:.2f}",
+                "–" if peer is None else f"{peer / ours:.1f}",
+                "–" if apart is None else f"{apart:.0f}",
+                f"{figure['of_resnet50']:.3f}",
+            ]
+        )
+    compared = [figure for figure in figures.values() if figure["peer_ms"] is not None]
+    if compared:
+        ours, peer = (sum(figure[key] or 0.0 for figure in compared) for key in ("ours_ms", "peer_ms"))
+        rows.append([f"{len(compared)} together", f"{ours:.1f}", f"{peer:.1f}", f"{peer / ours:.1f}", "–", "–"])
+    command = (
+        f"python benchmarks/corruptions.py --device {options.device} --size {options.size} --batch {count}"
+        f" --severity {options.severity} --threads {options.threads}"
+    )
+    record_table(
+        "corruptions" if options.device == "cpu" else f"corruptions-{options.device}",
+        f"ImageNet-C corruptions beside imagecorruptions 1.1.2, on {options.device}",
+        f"{state}; severity {options.severity} at {options.size} px, batch {count}, medians of {rounds} alternated"
+        f" rounds; `{command}`. The peer runs on the processor, one image at a time; a dash where it fails with today's"
+        " NumPy or the corruption is random.",
+        ["corruption", "ours (ms an image)", "peer (ms)", "peer / ours", "grey levels apart", "of a ResNet-50 pass"],
+        rows,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer images and rounds")
@@ -86,9 +124,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="images a batch; 16, or 4 with --quick")
     parser.add_argument("--severity", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--record", action="store_true", help="write the table into benchmarks/results.json")
     options = parser.parse_args()
+    if options.record and options.quick:
+        parser.error("--record keeps the table in its full form; leave --quick out")
     count, rounds = options.batch or (4 if options.quick else 16), 2 if options.quick else 5
     torch.set_num_threads(options.threads)
+    state = machine_state(options.threads, options.device)
 
     photos = photo_crops(count, options.size)
     images = (torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255).contiguous().to(options.device)
@@ -134,6 +176,8 @@ def main() -> None:
     if ratio is not None:
         print(f"{compared} together: ours {ours_total:.1f} ms, peer {peer_total:.1f} ms, {ratio:.1f} times as fast")
     print(f"ResNet-50 forward: {resnet:.2f} ms an image")
+    if options.record:
+        record(figures, options, count, rounds, state)
     summary = {
         "benchmark": "corruptions",
         "ratio": ratio,

@@ -1,11 +1,11 @@
 """How much slower is a method than the passes it cannot do without?
 
-    python benchmarks/overhead.py [--quick] [--only attack/pgd ...] [--batch 8] [--threads 1]
+    python benchmarks/overhead.py [--quick] [--only attack/pgd ...] [--batch 8] [--threads 1] [--record]
 
 For every entry two things are timed in turn, in one process, on one model and batch: the method, and a bare loop of
 the passes that it needs, on the same frozen channels-last network. The overhead is the ratio of the medians; 1.00
 means that nothing but the passes was paid for. Peers that are installed are measured against the same loop. A table
-comes first, one line of JSON last.
+comes first, one line of JSON last; --record writes the table into benchmarks/results.json.
 
 To add a method: write a function that takes the `Bench` and returns an `Entry`, and put it in ENTRIES.
 """
@@ -25,11 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from _record import machine_state, record_table
 from snellen.attack.apgd import apgd
 from snellen.attack.pgd import pgd
 from snellen.certify.smoothing import certify
+from snellen.explain.cam import class_activation_map
+from snellen.explain.gradients import integrated_gradients, smooth_grad
 from snellen.models import ModelSpec, TorchModel
+from snellen.probe import Batch
 from snellen.randomness import SampleRandom
+from snellen.shift.corruptions import Corruptions
 
 CLASSES = 1000
 
@@ -166,7 +171,82 @@ def certify_smoothing(bench: Bench) -> Entry:
     )
 
 
-ENTRIES: Sequence[Callable[[Bench], Entry]] = (predictions, attack_pgd, attack_apgd, certify_smoothing)
+def explain_integrated_gradients(bench: Bench) -> Entry:
+    """Nodes fixed, since how often they are doubled depends on the network; both ends of the way are scored."""
+    return Entry(
+        "explain/gradients IG",
+        f"{bench.steps} forward and backward, 2 forward",
+        method=lambda: integrated_gradients(
+            bench.model, bench.images, bench.labels, steps=bench.steps, max_steps=bench.steps
+        ),
+        ideal=lambda: (bench.forward_backward(bench.steps), bench.forward(2)),
+        peers=_integrated_gradients_peers(bench),
+    )
+
+
+def _integrated_gradients_peers(bench: Bench) -> dict[str, Callable[[], object]]:
+    """captum with the same nodes, and with its convergence delta, which is what our `gap` is."""
+    try:
+        from captum.attr import IntegratedGradients
+    except ImportError:
+        return {}
+    attribution = IntegratedGradients(bench.original)
+    contiguous = bench.images.contiguous()
+
+    def captum(chunk: int | None) -> object:
+        return attribution.attribute(
+            contiguous, torch.zeros_like(contiguous), target=bench.labels, n_steps=bench.steps,
+            method="riemann_middle", internal_batch_size=chunk, return_convergence_delta=True,
+        )  # fmt: skip
+
+    # Its default sends all nodes of all images through at once; in chunks of the batch it does what we do.
+    return {"captum": lambda: captum(None), "captum in chunks": lambda: captum(len(contiguous))}
+
+
+def explain_smoothgrad(bench: Bench) -> Entry:
+    return Entry(
+        "explain/gradients SmoothGrad",
+        f"{bench.steps} forward and backward",
+        method=lambda: smooth_grad(bench.model, bench.images, bench.labels, bench.generators(), samples=bench.steps),
+        ideal=lambda: bench.forward_backward(bench.steps),
+    )
+
+
+def explain_grad_cam(bench: Bench) -> Entry:
+    """The map alone, without the curves that judge it. A graph is needed from the last feature map on, not before."""
+
+    def ideal() -> None:
+        with torch.no_grad():
+            features = bench.network.forward_features(bench.images)
+        features.requires_grad_()
+        score = bench.network.forward_head(features).gather(1, bench.labels.unsqueeze(1)).sum()
+        torch.autograd.grad(score, features)
+
+    return Entry(
+        "explain/cam Grad-CAM",
+        "1 forward, backward to the last feature map",
+        method=lambda: class_activation_map(bench.model, bench.images, bench.labels),
+        ideal=ideal,
+    )
+
+
+def shift_corruptions(bench: Bench) -> Entry:
+    """The ideal is the forward passes only: making the corrupted images counts as overhead."""
+    probe = Corruptions(names=("gaussian_noise", "motion_blur", "jpeg_compression"), severities=(3.0,))
+    batch = Batch([str(i) for i in range(len(bench.images))], bench.images, bench.labels)
+    passes = 1 + len(probe.names) * len(probe.severities)
+    return Entry(
+        "shift/corruptions",
+        f"{passes} forward, corrupting not included",
+        method=lambda: probe.run(bench.model, batch, SampleRandom(0, "overhead")),
+        ideal=lambda: bench.forward(passes),
+    )
+
+
+ENTRIES: Sequence[Callable[[Bench], Entry]] = (
+    predictions, attack_pgd, attack_apgd, certify_smoothing,
+    explain_integrated_gradients, explain_smoothgrad, explain_grad_cam, shift_corruptions,
+)  # fmt: skip
 
 
 def measure(entry: Entry, repetitions: int) -> Measured:
@@ -205,15 +285,43 @@ def make_bench(batch: int, size: int, steps: int, copies: int) -> Bench:
     return Bench(model, model.module, original, images, model.labels(images), steps, copies)
 
 
+def record(results: Sequence[Measured], bench: Bench, repetitions: int, state: str, command: str) -> None:
+    rows = [
+        [
+            result.name,
+            result.work,
+            f"{result.overhead:.3f}",
+            f"{result.spread:.3f}",
+            f"{result.ideal_s:.2f}",
+            ", ".join(f"{name} {ratio:.2f}" for name, ratio in result.peers.items()) or "–",
+        ]
+        for result in results
+    ]
+    size = bench.images.shape[-1]
+    record_table(
+        "overhead",
+        "Overhead: wall time over the time of the passes that cannot be done without",
+        f"{state}; ResNet-18 at {size} px in float32, batch {len(bench.images)}, medians of {repetitions} alternated"
+        f" repetitions after one to warm up; `{command}`. Spread is the largest minus the smallest ratio; peers are set"
+        " against the same passes.",
+        ["method", "passes", "overhead", "spread", "passes (s)", "peers / passes"],
+        rows,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Wall time over the time of the passes that cannot be done without.")
     parser.add_argument("--quick", action="store_true", help="smaller images and batch, fewer repetitions")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="measure only these entries")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="write the table into benchmarks/results.json")
     arguments = parser.parse_args()
+    if arguments.record and (arguments.quick or arguments.only):
+        parser.error("--record keeps the whole table in its full form; leave --quick and --only out")
 
     torch.set_num_threads(arguments.threads)
+    state = machine_state(arguments.threads)
     if arguments.quick:
         bench, repetitions = make_bench(batch=4, size=128, steps=3, copies=64), 3
     else:
@@ -222,11 +330,14 @@ def main() -> None:
     entries = [make(bench) for make in ENTRIES]
     results = [measure(entry, repetitions) for entry in entries if entry.name in (arguments.only or [entry.name])]
 
-    print(f"{'method':20} {'overhead':>8} {'spread':>7} {'ideal s':>8}  peers / passes")
+    print(f"{'method':28} {'overhead':>8} {'spread':>7} {'ideal s':>8}  peers / passes")
     for result in results:
         peers = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result.peers.items())
         figures = f"{result.overhead:8.3f} {result.spread:7.3f} {result.ideal_s:8.2f}"
-        print(f"{result.name:20} {figures}  {result.work}; {peers}")
+        print(f"{result.name:28} {figures}  {result.work}; {peers}")
+    if arguments.record:
+        command = f"python benchmarks/overhead.py --batch {arguments.batch} --threads {arguments.threads}"
+        record(results, bench, repetitions, state, command)
     setting = {"batch": len(bench.images), "size": bench.images.shape[-1], "threads": arguments.threads}
     print(json.dumps({"setting": setting | {"machine": platform.machine()}, "results": [asdict(r) for r in results]}))
 

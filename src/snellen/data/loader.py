@@ -88,10 +88,12 @@ class Loader:
         digests: list[bytes] = []
         bad: list[Quarantined] = []
         with ThreadPoolExecutor(self._workers, thread_name_prefix="inspect") as pool:
-            block = 4096  # bounds the futures in flight
+            block, task = 4096, 32  # a block bounds the results in flight, a task outweighs its own dispatch
             for start in range(0, len(self._ids), block):
                 chunk = range(start, min(start + block, len(self._ids)))
-                for row, outcome in zip(chunk, pool.map(self._inspect_row, chunk), strict=True):
+                tasks = [chunk[first : first + task] for first in range(0, len(chunk), task)]
+                outcomes = (outcome for part in pool.map(self._inspect_rows, tasks) for outcome in part)
+                for row, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, str):
                         bad.append(Quarantined(self._ids[row], outcome))
                     else:
@@ -108,6 +110,9 @@ class Loader:
         self.dataset = self.dataset.without(bad)
         self._ids = self.dataset.ids
         self._labels = self._labels[torch.tensor(kept, dtype=torch.int64)]
+
+    def _inspect_rows(self, rows: range) -> list[bytes | str]:
+        return [self._inspect_row(row) for row in rows]
 
     def _inspect_row(self, row: int) -> bytes | str:
         try:
