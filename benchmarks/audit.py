@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 import torch
-from _record import record_table
 
+from _record import record_table
 from snellen.audit import Examination, preset
 from snellen.audit.jobs import total_passes
 from snellen.data import load_dataset
@@ -73,7 +73,7 @@ def main() -> None:
             f"audit-{name}",
             f"Whole audit of the demo, preset {name}",
             "Wall seconds beside the seconds of the passes that cannot be done without, measured in the same run;"
-            f" `python benchmarks/audit.py --preset {name}`. On 32 px images with a small network the transforms and the"
+            f" `python benchmarks/audit.py --preset {name}`. On 32 px images with a small network transforms and the"
             " statistics weigh more than they do on a real model.",
             ["probe", "seconds", "ideal seconds", "ratio"],
             rows,

@@ -35,7 +35,7 @@ from snellen.shift.corruptions import (
     relative_mean_corruption_error,
 )
 
-PAPER = "Hendrycks & Dietterich, 2019"
+PAPER = "Hendrycks and Dietterich, 2019"
 RUNS = 5
 NEEDED_RUNS = 4
 NEEDED_CORRUPTIONS = 12

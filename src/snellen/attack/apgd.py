@@ -159,7 +159,7 @@ class APGD(ProbeBase):
     """
 
     name: ClassVar[str] = "attack/apgd"
-    paper: ClassVar[str] = "Croce and Hein, 2020, Reliable evaluation of adversarial robustness with an ensemble"
+    paper: ClassVar[str] = "Croce and Hein, 2020"
     card: ClassVar[str | None] = "adversarial_core"
     access: ClassVar[Access] = Access.GRADIENTS
     scope: ClassVar[Scope] = Scope.SAMPLE

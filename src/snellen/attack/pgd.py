@@ -121,7 +121,7 @@ class PGD(ProbeBase):
     """
 
     name: ClassVar[str] = "attack/pgd"
-    paper: ClassVar[str] = "Madry et al., 2018, Towards deep learning models resistant to adversarial attacks"
+    paper: ClassVar[str] = "Madry et al., 2018"
     card: ClassVar[str | None] = "adversarial_core"
     access: ClassVar[Access] = Access.GRADIENTS
     scope: ClassVar[Scope] = Scope.SAMPLE

@@ -134,7 +134,7 @@ class Smoothing(ProbeBase):
     """
 
     name: ClassVar[str] = "certify/smoothing"
-    paper: ClassVar[str] = "Cohen et al., 2019, Certified adversarial robustness via randomized smoothing"
+    paper: ClassVar[str] = "Cohen et al., 2019"
     card: ClassVar[str | None] = "smoothing_core"
     access: ClassVar[Access] = Access.LABELS
     scope: ClassVar[Scope] = Scope.SAMPLE

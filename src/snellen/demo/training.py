@@ -44,7 +44,7 @@ def train(
             losses = []
             for start in range(0, IMAGES_AN_EPOCH - 127, 128):
                 logits = network(images[start : start + 128].contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, labels[start : start + 128], label_smoothing=0.05)
+                loss = F.cross_entropy(logits, labels[start : start + 128])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()

@@ -78,7 +78,7 @@ class SubgroupAnalysis(ProbeBase):
     """
 
     name: ClassVar[str] = "subgroup"
-    paper: ClassVar[str] = "SkewSize: Evaluating Model Bias Requires Characterizing its Mistakes (2024)"
+    paper: ClassVar[str] = "SkewSize, 2024"
     card: ClassVar[str | None] = "skewsize"
     access: ClassVar[Access] = Access.LABELS
     scope: ClassVar[Scope] = Scope.ANALYSIS

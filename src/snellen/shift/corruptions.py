@@ -56,7 +56,7 @@ class Corruptions(ProbeBase):
     """Accuracy under the 15 corruptions of ImageNet-C against severity (Hendrycks & Dietterich, 2019)."""
 
     name: ClassVar[str] = "shift/corruptions"
-    paper: ClassVar[str] = "Hendrycks & Dietterich, 2019"
+    paper: ClassVar[str] = "Hendrycks and Dietterich, 2019"
     card: ClassVar[str | None] = "imagenet-c-core"
     access: ClassVar[Access] = Access.LABELS
     scope: ClassVar[Scope] = Scope.SAMPLE

@@ -51,7 +51,7 @@ class Calibration(ProbeBase):
     """
 
     name: ClassVar[str] = "calibration"
-    paper: ClassVar[str] = "On Calibration of Modern Neural Networks (Guo et al., 2017)"
+    paper: ClassVar[str] = "Guo et al., 2017"
     access: ClassVar[Access] = Access.SCORES
     scope: ClassVar[Scope] = Scope.ANALYSIS
     needs: ClassVar[tuple[str, ...]] = ("predictions",)

@@ -74,7 +74,7 @@ class Conformal(ProbeBase):
     """
 
     name: ClassVar[str] = "uncertainty/conformal"
-    paper: ClassVar[str] = "Beyond Confidence: Adaptive Abstention in Dual-Threshold Conformal Prediction (2025)"
+    paper: ClassVar[str] = "Romano et al., 2020; Angelopoulos et al., 2021; Dual-Threshold Conformal, 2025"
     card: ClassVar[str | None] = "dual-threshold-conformal"
     access: ClassVar[Access] = Access.SCORES
     scope: ClassVar[Scope] = Scope.ANALYSIS
