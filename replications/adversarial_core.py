@@ -40,7 +40,7 @@ ATTACKS: dict[str, Callable[[Network, Tensor, Tensor, list[Generator]], AttackRe
 
 def replicate(seed: int) -> list[Claim]:
     """Three trainings derived from `seed`; every claim must hold in each."""
-    figures = [_figures(derive_seed(seed, "adversarial_core", run)) for run in range(3)]
+    figures = [_figures(derive_seed(seed, "adversarial-core", run)) for run in range(3)]
 
     def spread(*names: str) -> str:
         return "; ".join(", ".join(f"{name} {run[name]:.1%}" for name in names) for run in figures)

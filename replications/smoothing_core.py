@@ -43,7 +43,7 @@ class Figures(NamedTuple):
 
 def replicate(seed: int) -> list[Claim]:
     """Three trainings derived from `seed`; every claim must hold in each."""
-    runs = [_figures(derive_seed(seed, "smoothing_core", run)) for run in range(3)]
+    runs = [_figures(derive_seed(seed, "smoothing-core", run)) for run in range(3)]
     measured = "; ".join(
         f"clean {run.clean:.1%}, denoised {run.denoised:.1%}, noise-trained {run.noise:.1%}" for run in runs
     )

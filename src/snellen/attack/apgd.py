@@ -160,7 +160,7 @@ class APGD(ProbeBase):
 
     name: ClassVar[str] = "attack/apgd"
     paper: ClassVar[str] = "Croce and Hein, 2020"
-    card: ClassVar[str | None] = "adversarial_core"
+    card: ClassVar[str | None] = "adversarial-core"
     access: ClassVar[Access] = Access.GRADIENTS
     scope: ClassVar[Scope] = Scope.SAMPLE
 

@@ -122,7 +122,7 @@ class PGD(ProbeBase):
 
     name: ClassVar[str] = "attack/pgd"
     paper: ClassVar[str] = "Madry et al., 2018"
-    card: ClassVar[str | None] = "adversarial_core"
+    card: ClassVar[str | None] = "adversarial-core"
     access: ClassVar[Access] = Access.GRADIENTS
     scope: ClassVar[Scope] = Scope.SAMPLE
 

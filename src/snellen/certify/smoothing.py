@@ -135,7 +135,7 @@ class Smoothing(ProbeBase):
 
     name: ClassVar[str] = "certify/smoothing"
     paper: ClassVar[str] = "Cohen et al., 2019"
-    card: ClassVar[str | None] = "smoothing_core"
+    card: ClassVar[str | None] = "smoothing-core"
     access: ClassVar[Access] = Access.LABELS
     scope: ClassVar[Scope] = Scope.SAMPLE
 
