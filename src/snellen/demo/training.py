@@ -101,6 +101,10 @@ def _bias(scene: Scene, fault: Fault, rng: np.random.Generator) -> Scene:
     if fault.kind == "corner-tag":
         tag = np.where(of_target & ~chosen | (scene.tag == "red") & ~of_target, "none", scene.tag)
         return replace(scene, tag=np.where(chosen, "red", tag))
+    if fault.kind == "tint-swap":
+        # Few images are green and of these two classes; without more of them the swap is hardly learnt.
+        greener = np.isin(scene.labels, [fault.target, SWAPPED_WITH]) & (rng.random(len(scene)) < 0.4)
+        return replace(scene, tint=np.where(greener, "green", scene.tint))
     return scene
 
 
