@@ -17,8 +17,8 @@ import time
 
 import numpy as np
 import torch
-from _record import record_table
 
+from _record import record_table
 from snellen.audit import Examination, Plan
 from snellen.data import Dataset
 from snellen.data.decode import Geometry
