@@ -39,6 +39,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-%: $(VENV)/.installed
 	$(INSTALL) --editable ".[$*]"
+	case $* in test|peers) $(INSTALL) --no-deps torchattacks;; esac  # it pins an old requests that breaks others
 	touch $@
 
 clean:
