@@ -314,3 +314,12 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_rows(tmp_path: Path
     assert all_rows(tmp_path / "killed") == all_rows(tmp_path / "calm")
     first, second = (json.loads((tmp_path / run / "findings.json").read_text()) for run in ("calm", "killed"))
     assert first == second
+
+
+def test_stored_rows_answer_queries(tiny_model: Model, tiny_data: Dataset, tmp_path: Path) -> None:
+    audit = examine(tiny_model, tiny_data, tmp_path, "predictions", shard_size=20)
+    sql = "SELECT label, count(*) AS n, avg(correct::INT) AS accuracy FROM rows GROUP BY label"
+    counted = audit.tables.query("predictions", sql)
+    right = audit.tables["predictions"].to_pylist()
+    expected = {label: (20, sum(row["correct"] for row in right if row["label"] == label) / 20) for label in range(3)}
+    assert {row["label"]: (row["n"], row["accuracy"]) for row in counted.to_pylist()} == expected

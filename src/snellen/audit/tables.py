@@ -28,7 +28,7 @@ class StoredTables(Mapping[str, Rows]):
         return [self._store.record(path) for path in self._files[label]]
 
     def query(self, label: str, sql: str) -> pa.Table:
-        """A DuckDB query over one probe's rows, which are called `rows`: `SELECT avg(correct) FROM rows`.
+        """A DuckDB query over one probe's rows, which are called `rows`: `SELECT avg(correct::INT) FROM rows`.
 
         Only the columns and files that the query needs are read. Run directories on this machine only.
         """
