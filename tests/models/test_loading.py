@@ -200,6 +200,28 @@ def test_faulty_python_models_are_told_in_one_sentence(
         load_model(python_model(tmp_path, body, monkeypatch), ModelOptions(classes=CLASSES, input_size=(8, 8)))
 
 
+def test_changed_code_is_another_model_even_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = (
+        "class Net(torch.nn.Module):\n    class_names = ['x', 'y']\n    input_size = (3, 8, 8)\n"
+        "    def forward(self, x): return x.mean((2, 3))[:, :2] * {factor}\n"
+        "def make(): return Net()\n"
+    )
+    found = [
+        load_model(python_model(tmp_path, body.format(factor=factor), monkeypatch)).model.spec for factor in (1, 2)
+    ]
+    assert found[0].input_size == (8, 8)
+    assert found[0].fingerprint != found[1].fingerprint
+
+
+@pytest.mark.parametrize("stated", ["'big'", "(8,)", "-3", "(3.5, 4)"])
+def test_an_impossible_input_size_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str) -> None:
+    body = f"def make():\n    net = torch.nn.Flatten()\n    net.input_size = {stated}\n    return net\n"
+    with pytest.raises(InvalidInput, match="input_size must be"):
+        load_model(python_model(tmp_path, body, monkeypatch), ModelOptions(classes=CLASSES))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -66,9 +66,10 @@ def load_model(name: str, options: ModelOptions | None = None, hints: DataHints 
     _check_device(options.device)
     model: Model = TorchModel(source.network, spec, device=options.device, ledger=QueryLedger(options.budget))
     answer = _try_out(model)
-    if not spec.fingerprint and not model.spec.fingerprint:
-        # A callable has no weights to hash; what it answers to a fixed picture stands in for them.
-        model.spec = replace(spec, fingerprint=fingerprint_weights(name, {"answer": answer}))
+    if name.startswith("py:"):
+        # The user's code may change while the weights stay, or have no weights: what it answers belongs to it.
+        identity = fingerprint_weights(name + model.spec.fingerprint, {"answer": answer})
+        model.spec = replace(model.spec, fingerprint=identity)
     return LoadedModel(model if options.access is None else model.restrict(options.access), warnings)
 
 

@@ -185,13 +185,21 @@ def _python(reference: str) -> Source:
         raise InvalidInput(f"py:{reference} raised {type(error).__name__}: {error}") from error
     if not callable(network):
         raise InvalidInput(f"py:{reference} returned a {type(network).__name__}; it must return a module or callable")
-    size = getattr(network, "input_size", None)
-    if isinstance(size, int):
-        size = (size, size)
     return Source(
         network,
         getattr(network, "class_names", None),
-        tuple(int(side) for side in size[-2:]) if size is not None else None,  # type: ignore[arg-type]
+        _stated_size(getattr(network, "input_size", None)),
         getattr(network, "mean", None),
         getattr(network, "std", None),
     )
+
+
+def _stated_size(stated: object) -> tuple[int, int] | None:
+    """The attribute `input_size` of a user's model: 224, (224, 320) or (3, 224, 320)."""
+    if stated is None:
+        return None
+    given = list(stated)[-2:] if isinstance(stated, (tuple, list)) else [stated, stated]
+    sides = [side for side in given if isinstance(side, int) and side > 0]
+    if len(sides) != 2:
+        raise InvalidInput(f"the model's input_size must be 224, (224, 320) or (3, 224, 320), got {stated!r}")
+    return sides[0], sides[1]

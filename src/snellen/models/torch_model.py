@@ -42,7 +42,7 @@ class TorchModel(Model):
         if isinstance(network, nn.Module):
             network = self._module = _on_device(frozen_copy(network), self.device)
             if not spec.fingerprint:
-                digest = fingerprint_weights(type(network).__qualname__, network.state_dict())
+                digest = fingerprint_weights(repr(network), network.state_dict())  # repr shows strides and the like
                 spec = replace(spec, fingerprint=digest)
         self.access = access or (Access.SCORES if self._module is None else Access.WEIGHTS)
         self._network: Callable[[Tensor], Tensor] = network
