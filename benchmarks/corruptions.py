@@ -30,7 +30,7 @@ from torch import Tensor
 
 from _record import machine_state, record_table
 from snellen.randomness import torch_generator
-from snellen.shift._catalogue import DETERMINISTIC
+from snellen.shift._catalogue import SHIFTS
 from snellen.shift.corruptions import CORRUPTIONS, corrupt
 
 Peer = Callable[[NDArray[np.uint8], str], NDArray[np.uint8]]
@@ -162,7 +162,7 @@ def main() -> None:
         mine = statistics.median(ours_ms)
         other = statistics.median(peer_ms) if peer_ms else None
         apart = None
-        if reference and name in DETERMINISTIC:
+        if reference and SHIFTS[name].random is None:
             apart = float(np.abs(result - np.stack(reference).astype(float)).max())
         if other is not None:
             ours_total, peer_total = ours_total + mine, peer_total + other

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -55,11 +55,14 @@ class Passes:
 
 @dataclass(frozen=True)
 class Batch:
-    """ids: B strings. images: float32 `[B, C, H, W]` in [0, 1] on the model's device. labels: int64 `[B]` there."""
+    """ids: B strings. images: float32 `[B, C, H, W]` in [0, 1] on the model's device. labels: int64 `[B]` there.
+    masks: bool `[B, H, W]` there, True on the object, nowhere for a sample without a mask; None when no sample has one.
+    """
 
     ids: Sequence[str]
     images: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,6 +132,26 @@ class Probe(Protocol):
     def cost(self, batch_size: int) -> Passes: ...
     def findings(self, table: Rows, context: Context) -> list[Finding]: ...
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]: ...
+
+
+class Condition(NamedTuple):
+    """The images of a batch `[B, C, H, W]` after one shift.
+
+    severity: on the method's own axis, 0 is untouched. kept: bool `[B]`, False where the shift could not be made of an
+    image, which then has no row; None keeps all.
+    """
+
+    name: str
+    severity: float
+    images: Tensor
+    kept: Tensor | None = None
+
+
+@runtime_checkable
+class Showable(Protocol):
+    """A probe that changes images and can show how: `snellen run NAME ... --show` draws its conditions."""
+
+    def conditions(self, batch: Batch, random: SampleRandom) -> Iterator[Condition]: ...
 
 
 class SampleProbe(Probe, Protocol):
@@ -201,6 +224,39 @@ def get_probe(name: str) -> type[Probe]:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InvalidInput(f"there is no probe {name!r}{hint} (`snellen methods` lists all)")
     return probes[name]
+
+
+@dataclass(frozen=True)
+class FunctionMethod:
+    """A method offered as plain functions over any callable, because the engine does not handle its data yet.
+
+    data: what it works on, for example "point clouds". module: where its functions are; the module's docstring is its
+    documentation and `__all__` its public functions.
+    """
+
+    name: str
+    paper: str
+    card: str | None
+    access: Access
+    data: str
+    module: str
+
+
+_functions: dict[str, FunctionMethod] = {}
+
+
+def register_functions(name: str, *, paper: str, card: str | None, access: Access, data: str, module: str) -> None:
+    """Make a method that is not a probe known to `snellen methods` and to the docs. `module` is its `__name__`."""
+    known = _functions.get(name)
+    if name in _registry or (known is not None and known.module != module):
+        raise InvalidInput(f"two methods are called {name!r}: one in {module}")
+    _functions[name] = FunctionMethod(name, paper, card, access, data, module)
+
+
+def function_methods() -> dict[str, FunctionMethod]:
+    """Every method registered by `register_functions`, by name."""
+    all_probes()
+    return dict(sorted(_functions.items()))
 
 
 def rows(ids: Sequence[str], **columns: Tensor | np.ndarray | Sequence[object]) -> Rows:

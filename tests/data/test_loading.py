@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from snellen.data import Dataset, Geometry, Loader, align_classes, fingerprint, load_dataset
@@ -183,3 +184,43 @@ def test_the_fingerprint_follows_content_label_and_name(tmp_path: Path) -> None:
     assert before == of(folders(tmp_path / "b"))
     write_image(tmp_path / "b/cat/0.png", seed=99)
     assert before != of(tmp_path / "b")
+
+
+def test_masks_come_with_the_batch_and_a_missing_one_is_empty(tmp_path: Path) -> None:
+    rows = ["file_name,label,mask_file_name"]
+    for index, mask in enumerate(("m0.png", "")):
+        Image.new("RGB", (40, 40), (index * 90, 0, 0)).save(tmp_path / f"{index}.png")
+        rows.append(f"{index}.png,cat,{mask}")
+    drawn = np.zeros((40, 40), dtype=np.uint8)
+    drawn[:20] = 255
+    Image.fromarray(drawn).save(tmp_path / "m0.png")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+
+    dataset = load_dataset(str(tmp_path))
+    (batch,) = Loader(dataset, Geometry((20, 20))).batches([0, 1], 2)
+    assert batch.masks is not None
+    assert batch.masks.dtype == torch.bool
+    assert batch.masks[0, :10].all()
+    assert not batch.masks[0, 10:].any()
+    assert not batch.masks[1].any()
+
+    before = Loader(dataset, Geometry((20, 20))).inspect().digests
+    Image.fromarray(255 - drawn).save(tmp_path / "m0.png")
+    after = Loader(dataset, Geometry((20, 20))).inspect().digests
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
+def test_a_broken_mask_is_quarantined_with_its_reason(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
+    (tmp_path / "m0.png").write_bytes(b"not an image")
+    (tmp_path / "metadata.csv").write_text("file_name,label,mask_file_name\n0.png,cat,m0.png\n")
+    inspected = Loader(load_dataset(str(tmp_path)), Geometry((20, 20))).inspect()
+    assert len(inspected.dataset) == 0
+    assert "mask" in inspected.dataset.quarantine[0].reason
+
+
+def test_the_demo_has_masks() -> None:
+    (batch,) = Loader(load_dataset("demo"), Geometry((32, 32))).batches([0, 1, 2], 3)
+    assert batch.masks is not None
+    assert 0.02 < batch.masks.float().mean() < 0.5

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from snellen.errors import InvalidInput
 from snellen.randomness import torch_generator
-from snellen.shift._catalogue import CORRUPTIONS, DETERMINISTIC, GROUPS, RANDOM, corrupt
+from snellen.shift._catalogue import CORRUPTIONS, GROUPS, SHIFTS, corrupt
 
 LEVEL = 1 / 255
 
@@ -25,8 +25,7 @@ def distortion(images: Tensor, name: str, severity: float) -> float:
 
 
 def test_every_corruption_is_either_drawn_or_determined() -> None:
-    assert set(CORRUPTIONS) == set(DETERMINISTIC) | set(RANDOM)
-    assert not set(DETERMINISTIC) & set(RANDOM)
+    assert all((shift.deterministic is None) != (shift.random is None) for shift in SHIFTS.values())
     assert [len(names) for names in GROUPS.values()] == [3, 4, 4, 4]
 
 
@@ -58,7 +57,7 @@ def test_the_same_seed_gives_the_same_image_and_global_state_is_untouched(name: 
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
     other = corrupt(images, name, 3, generators(4, first=9))
-    assert torch.equal(first, other) == (name in DETERMINISTIC)
+    assert torch.equal(first, other) == (SHIFTS[name].random is None)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -65,14 +65,14 @@ def of(findings: list[Finding], corruption: str) -> Finding:
 
 
 def correct(table: Rows, corruption: str, severity: float) -> np.ndarray:
-    rows = [row for row in table.to_pylist() if row["corruption"] == corruption and row["severity"] == severity]
+    rows = [row for row in table.to_pylist() if row["shift"] == corruption and row["severity"] == severity]
     return np.array([row["correct"] for row in rows], dtype=bool)
 
 
 def test_rows_hold_each_condition_once_and_the_clean_image_once(table: Rows) -> None:
-    assert table.column_names == ["id", "label", "corruption", "severity", "predicted", "correct"]
+    assert table.column_names == ["id", "label", "shift", "severity", "predicted", "correct"]
     assert table.num_rows == 400 * (1 + 3 * 3)
-    keys = list(zip(*(table[name].to_pylist() for name in ("id", "corruption", "severity")), strict=True))
+    keys = list(zip(*(table[name].to_pylist() for name in ("id", "shift", "severity")), strict=True))
     assert len(set(keys)) == len(keys)
     assert correct(table, "clean", 0.0).size == 400
     for row in table.to_pylist():
@@ -90,7 +90,7 @@ def test_predictions_are_those_on_corrupted_images(
 
 def test_rows_do_not_depend_on_the_batch(table: Rows, model: TorchModel, digits: tuple[Tensor, Tensor]) -> None:
     shards = [PROBE.run(model, batch_of(digits, a, b), RANDOM) for a, b in ((1000, 1007), (1007, 1400))]
-    order = [("id", "ascending"), ("corruption", "ascending"), ("severity", "ascending")]
+    order = [("id", "ascending"), ("shift", "ascending"), ("severity", "ascending")]
     assert pa.concat_tables(shards).sort_by(order).equals(table.sort_by(order))
 
 
@@ -115,7 +115,7 @@ def test_a_fall_is_stated_with_its_start_interval_and_evidence(table: Rows, cont
     assert flat.subject["starts_at"] in PROBE.severities
     assert f"it starts at severity {flat.subject['starts_at']:g}" in flat.title
     assert flat.p_value is not None
-    right = {row["id"] for row in table.to_pylist() if row["corruption"] == "clean" and row["correct"]}
+    right = {row["id"] for row in table.to_pylist() if row["shift"] == "clean" and row["correct"]}
     assert 0 < len(flat.evidence) <= 12
     assert set(flat.evidence) <= right
 
@@ -126,7 +126,7 @@ def rows_from(clean: list[bool], corrupted: dict[float, list[bool]]) -> Rows:
         {
             "id": [f"s{i}" for _, _, row in conditions for i in range(len(row))],
             "label": [0 for _, _, row in conditions for _ in row],
-            "corruption": [name for name, _, row in conditions for _ in row],
+            "shift": [name for name, _, row in conditions for _ in row],
             "severity": [severity for _, severity, row in conditions for _ in row],
             "predicted": [0 if right else 1 for _, _, row in conditions for right in row],
             "correct": [right for _, _, row in conditions for right in row],
@@ -182,7 +182,7 @@ def curves(exhibits: list[object]) -> Iterator[Curve]:
 
 def test_charts_group_the_corruptions_and_start_at_the_clean_accuracy(table: Rows, context: Context) -> None:
     charts = list(curves(list(PROBE.exhibits(table, context))))
-    assert [chart.title.split(": ")[1] for chart in charts] == ["noise", "weather", "digital"]
+    assert {chart.title.split(": ")[1] for chart in charts} == {"noise", "weather", "digital"}
     for chart in charts:
         for point in chart.points:
             assert point.low is not None

@@ -109,7 +109,7 @@ class SampleView:
 
 
 def as_batch(loaded: LoadedBatch) -> Batch:
-    return Batch(loaded.ids, loaded.images, loaded.labels)
+    return Batch(loaded.ids, loaded.images, loaded.labels, loaded.masks)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
-from snellen.data.decode import Geometry
+from snellen.data.decode import Geometry, MissingImage
 from snellen.data.sources import ArrayImages, ImageSource
 from snellen.errors import InvalidInput
 
@@ -78,6 +79,16 @@ class Dataset:
         """uint8 `[C, H, W]` of one row; raises `BadImage`."""
         return self.images.pixels(int(self.positions[row]), geometry)
 
+    def mask(self, row: int, geometry: Geometry) -> Tensor:
+        """bool `[H, W]`, True on the object of one row; nowhere when the row has none. Raises `BadImage`."""
+        if self.masks is None:
+            raise InvalidInput(f"the data set {self.name} has no masks")
+        try:
+            pixels = self.masks.pixels(int(self.positions[row]), replace(geometry, channels=1, interpolation="nearest"))
+        except MissingImage:
+            return torch.zeros(geometry.size or self.images.size(int(self.positions[row])) or (1, 1), dtype=torch.bool)
+        return pixels[0] > 127
+
     def common_size(self, looked_at: int = 200) -> tuple[int, int] | None:
         """The most frequent height and width among the first images, None when none can be read."""
         sizes = Counter(self.images.size(int(position)) for position in self.positions[:looked_at])
@@ -93,8 +104,13 @@ class Dataset:
         attributes: Mapping[str, Sequence[object] | np.ndarray] | None = None,
         ids: Sequence[str] | None = None,
         name: str = "arrays",
+        masks: Tensor | np.ndarray | None = None,
     ) -> Dataset:
-        """A data set in memory. images: uint8 or float [0, 1], `[N, C, H, W]`; labels index `class_names`."""
+        """A data set in memory.
+
+        images: uint8 or float [0, 1], `[N, C, H, W]`; labels index `class_names`. masks: bool `[N, H, W]`, True on
+        the object.
+        """
         source = ArrayImages(images)
         labels = np.asarray(labels, dtype=np.int64)
         if len(labels) != len(source):
@@ -104,7 +120,12 @@ class Dataset:
         ids = list(ids) if ids is not None else [f"{position:08d}" for position in range(len(source))]
         columns = {"id": pa.array(ids, pa.string()), "label": pa.array(labels)}
         columns.update({key: pa.array(values) for key, values in (attributes or {}).items()})
-        return cls(name, pa.table(columns), tuple(class_names), source, np.arange(len(source)))
+        mask_source = None
+        if masks is not None:
+            mask_source = ArrayImages(torch.as_tensor(masks).bool().unsqueeze(1).to(torch.uint8) * 255)
+            if mask_source.tensor.shape[2:] != source.tensor.shape[2:] or len(mask_source) != len(source):
+                raise InvalidInput(f"masks must be [{len(source)}, H, W] like the images, got {list(masks.shape)}")
+        return cls(name, pa.table(columns), tuple(class_names), source, np.arange(len(source)), mask_source)
 
 
 def align_classes(dataset: Dataset, class_names: Sequence[str], aliases: Mapping[str, str] | None = None) -> Dataset:

@@ -30,6 +30,10 @@ class BadImage(SnellenError):
     """An image that cannot be used; the message is the reason that goes to the quarantine."""
 
 
+class MissingImage(BadImage):
+    """There is no file or cell to read; for a mask that means a sample without one."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How a decoded image becomes what the model sees: short side resized to cover, then a centre crop.

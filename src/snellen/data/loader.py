@@ -20,11 +20,13 @@ CACHE_BYTES = 1 << 30
 
 
 class LoadedBatch(NamedTuple):
-    """ids: B strings. images: float32 `[B, C, H, W]` in [0, 1]. labels: int64 `[B]`. Both on the device."""
+    """ids: B strings. images: float32 `[B, C, H, W]` in [0, 1]. labels: int64 `[B]`. masks: bool `[B, H, W]`, True on
+    the object, None when the data set has none. Tensors are on the device."""
 
     ids: list[str]
     images: Tensor
     labels: Tensor
+    masks: Tensor | None = None
 
 
 class Inspection(NamedTuple):
@@ -117,9 +119,19 @@ class Loader:
     def _inspect_row(self, row: int) -> bytes | str:
         try:
             self._pixels(row)
-            return self.dataset.images.digest(int(self.dataset.positions[row]))
+            digest = self.dataset.images.digest(int(self.dataset.positions[row]))
+            if self.dataset.masks is not None:
+                mask = self._mask(row)
+                digest = hashlib.blake2b(digest + mask.numpy().tobytes(), digest_size=16).digest()
+            return digest
         except BadImage as error:
             return str(error)
+
+    def _mask(self, row: int) -> Tensor:
+        try:
+            return self.dataset.mask(row, self.geometry)
+        except BadImage as error:
+            raise BadImage(f"its mask cannot be used: {error}") from error
 
     def _pixels(self, row: int) -> Tensor:
         cached = self._cache.get(row)
@@ -137,7 +149,10 @@ class Loader:
     def _assemble(self, chunk: np.ndarray, pixels: list[Tensor]) -> LoadedBatch:
         images = torch.stack(pixels).to(self.device, non_blocking=True).float().div_(255)
         ids = [self._ids[row] for row in chunk]
-        return LoadedBatch(ids, images, self._labels[torch.from_numpy(chunk)].to(self.device))
+        masks = None
+        if self.dataset.masks is not None:
+            masks = torch.stack([self._mask(int(row)) for row in chunk]).to(self.device)
+        return LoadedBatch(ids, images, self._labels[torch.from_numpy(chunk)].to(self.device), masks)
 
 
 def fingerprint(ids: Sequence[str], labels: np.ndarray, digests: Sequence[bytes]) -> str:

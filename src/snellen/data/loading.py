@@ -57,7 +57,7 @@ def _demo(name: str) -> Dataset:
         raise InvalidInput(f"demo data has the splits 'train' and 'test', got {split!r}")
     made = demo_images(split)
     return Dataset.from_arrays(
-        made.images, made.labels, made.class_names, made.attributes, ids=made.ids, name=f"demo:{split}"
+        made.images, made.labels, made.class_names, made.attributes, made.ids, f"demo:{split}", made.masks[:, 0] > 127
     )
 
 

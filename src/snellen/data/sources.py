@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from snellen.data.decode import BadImage, Geometry, decode, image_size
+from snellen.data.decode import BadImage, Geometry, MissingImage, decode, image_size
 from snellen.errors import InvalidInput
 
 
@@ -64,7 +64,7 @@ class EncodedImages:
         try:
             return self._read(position)
         except FileNotFoundError as error:
-            raise BadImage("the file is missing") from error
+            raise MissingImage("the file is missing") from error
         except OSError as error:
             raise BadImage(f"the file cannot be read: {error.strerror or error}") from error
 
