@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from snellen.probe import all_probes
+from snellen.probe import all_probes, function_methods
 from snellen.replication import recorded_results
 
 DOCS = Path(__file__).parent
@@ -26,12 +26,14 @@ def methods_page() -> str:
         "| method | access | scope | paper | replication |",
         "|---|---|---|---|---|",
     ]
-    probes = all_probes()
-    for name, probe in probes.items():
-        outcome = recorded.get(probe.card) if probe.card else None
+    probes, functions = all_probes(), function_methods()
+    for name in sorted([*probes, *functions]):
+        method = probes.get(name) or functions[name]
+        scope = f"functions on {functions[name].data}" if name in functions else probes[name].scope.value
+        outcome = recorded.get(method.card) if method.card else None
         status = outcome.status if outcome else "no claim to check"
         anchor = name.replace("/", "-")
-        lines.append(f"| [`{name}`](#{anchor}) | {probe.access} | {probe.scope.value} | {probe.paper} | {status} |")
+        lines.append(f"| [`{name}`](#{anchor}) | {method.access} | {scope} | {method.paper} | {status} |")
     for name, probe in probes.items():
         module = sys.modules[probe.__module__]
         lines += ["", f"## {name} {{#{name.replace('/', '-')}}}", "", inspect.getdoc(module) or "", ""]
@@ -41,6 +43,14 @@ def methods_page() -> str:
         for field in dataclasses.fields(probe):  # type: ignore[arg-type]
             lines.append(f"| `{field.name}` | `{field.default!r}` | {described.get(field.name, '')} |")
         lines += ["", f"    snellen run {name} MODEL DATA"]
+    for name, function_method in functions.items():
+        module = sys.modules[function_method.module]
+        lines += ["", f"## {name} {{#{name.replace('/', '-')}}}", "", inspect.getdoc(module) or "", ""]
+        lines += ["| function | what it does |", "|---|---|"]
+        for public in module.__all__:
+            described_as = (inspect.getdoc(getattr(module, public)) or "").split("\n\n")[0]
+            lines.append(f"| `{public}` | {' '.join(described_as.split())} |")
+        lines += ["", f"    from {function_method.module} import {', '.join(module.__all__)}"]
     return "\n".join(lines) + "\n"
 
 

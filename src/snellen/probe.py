@@ -219,6 +219,11 @@ def all_probes() -> dict[str, type[Probe]]:
 def get_probe(name: str) -> type[Probe]:
     """The probe called `name`; the error names the nearest ones."""
     probes = all_probes()
+    if name in _functions:
+        method = _functions[name]
+        raise InvalidInput(
+            f"{name} works on {method.data}, which the engine does not read; use the functions of {method.module}"
+        )
     if name not in probes:
         near = difflib.get_close_matches(name, probes, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

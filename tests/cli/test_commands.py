@@ -109,6 +109,20 @@ def test_one_probe_prints_and_writes_its_rows(
     assert "30 rows" in capsys.readouterr().out
 
 
+def test_show_draws_the_shift_and_asks_the_model_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "shift/corruptions", "demo", "demo", "names=[fog,contrast]", "severities=[1,5]"]
+    assert snellen(monkeypatch, *words, "--samples", "3", "--show") == 0
+    assert "6 rows" in capsys.readouterr().out
+    with Image.open(tmp_path / "shift-corruptions.png") as sheet:
+        drawn = np.asarray(sheet.convert("RGB"), dtype=float)
+    cells = [drawn[6:118, left : left + 112] for left in (170, 288, 406)]
+    distances = [np.abs(cell - cells[0]).mean() for cell in cells]
+    assert distances[0] == 0 < distances[1] < distances[2]  # fog gets thicker to the right
+
+
 def test_a_dry_run_writes_no_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, plan: str
 ) -> None:
@@ -157,6 +171,8 @@ def test_doctor_finds_the_installation_whole(
         (["run", "attack/pgd", "demo", "demo", "stepz=3"], "no setting 'stepz'"),
         (["run", "attack/pgd", "demo", "demo", "--access", "scores"], "needs gradients access"),
         (["run", "predictions", "demo", "demo", "--out", "rows.txt"], ".parquet or .csv"),
+        (["run", "predictions", "demo", "demo", "--show"], "nothing to show"),
+        (["run", "shift/corruptions", "demo", "demo", "--show", "--out", "x.csv"], "must end in .png"),
         (["report", "nowhere"], "no run directory"),
         (["replicate", "nothing"], "no replication card"),
         (["methods", "nothing"], "no family"),

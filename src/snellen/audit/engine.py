@@ -58,6 +58,13 @@ class Audit:
     warnings: list[str] = field(default_factory=list)
 
 
+def loader_for(model: Model, dataset: Dataset) -> Loader:
+    """Reads the data set as the model wants to see it."""
+    spec = model.spec
+    geometry = Geometry(spec.input_size, spec.crop_fraction, spec.interpolation, spec.channels)
+    return Loader(dataset, geometry, model.device)
+
+
 class Examination:
     """One audit being carried out. `prepare` looks at the data; `run` does the jobs."""
 
@@ -82,8 +89,7 @@ class Examination:
         self.begun = time.time()
         dataset = align_classes(dataset, model.spec.class_names, model.spec.class_aliases)
         spec = model.spec
-        geometry = Geometry(spec.input_size, spec.crop_fraction, spec.interpolation, spec.channels)
-        loader = Loader(dataset, geometry, model.device)
+        loader = loader_for(model, dataset)
         self.progress.note(f"inspecting {len(dataset)} images")
         inspection = loader.inspect()
         dataset, self.digests = inspection

@@ -96,6 +96,9 @@ def run(
     budget: Budget = None,
     seed: Seed = None,
     label_column: LabelColumn = "label",
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw what the probe does to images (--samples, default 1) and run nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run one PROBE and print its rows and findings."""
@@ -103,7 +106,7 @@ def run(
     from snellen.cli.run import run_probe
 
     flags = ModelFlags(classes, input_size, mean, std, architecture, device, access, budget, label_column)
-    raise typer.Exit(run_probe(probe, model, data, settings or [], flags, out, samples, seed, as_json))
+    raise typer.Exit(run_probe(probe, model, data, settings or [], flags, out, samples, seed, as_json, show))
 
 
 @app.command()

@@ -9,28 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from snellen.errors import InvalidInput
-from snellen.probe import all_probes
+from snellen.probe import FunctionMethod, Probe, all_probes, function_methods
 from snellen.replication import recorded_results
 
 
 def list_methods(family: str | None, as_json: bool) -> int:
     """The whole command; returns the exit status."""
-    recorded = recorded_results()
-    listed = []
-    for name, probe in all_probes().items():
-        home = probe.__module__.split(".")[1] if probe.__module__.startswith("snellen.") else probe.__module__
-        outcome = recorded.get(probe.card) if probe.card else None
-        listed.append(
-            {
-                "name": name,
-                "family": home,
-                "access": str(probe.access),
-                "scope": probe.scope.value,
-                "paper": probe.paper,
-                "card": probe.card,
-                "replication": outcome.status if outcome else ("not run" if probe.card else "no claim"),
-            }
-        )
+    listed = [_listed(probe, probe.__module__, probe.scope.value) for probe in all_probes().values()]
+    listed += [_listed(method, method.module, f"functions: {method.data}") for method in function_methods().values()]
+    listed.sort(key=lambda row: row["name"] or "")
     families = sorted({row["family"] or "" for row in listed})
     if family is not None:
         if family not in families:
@@ -46,3 +33,16 @@ def list_methods(family: str | None, as_json: bool) -> int:
         table.add_row(row["name"], row["access"], row["scope"], row["replication"], row["paper"])
     Console().print(table)
     return 0
+
+
+def _listed(method: type[Probe] | FunctionMethod, module: str, scope: str) -> dict[str, str | None]:
+    outcome = recorded_results().get(method.card) if method.card else None
+    return {
+        "name": method.name,
+        "family": module.split(".")[1] if module.startswith("snellen.") else module,
+        "access": str(method.access),
+        "scope": scope,
+        "paper": method.paper,
+        "card": method.card,
+        "replication": outcome.status if outcome else ("not run" if method.card else "no claim"),
+    }

@@ -15,11 +15,16 @@ from rich.console import Console
 from rich.table import Table
 
 from snellen.audit import Audit, Examination, Plan
+from snellen.audit.engine import loader_for
+from snellen.audit.executor import as_batch
 from snellen.audit.plan import PlannedProbe, Setting
 from snellen.cli.errors import FAILED_JOBS
 from snellen.cli.inputs import ModelFlags, load_inputs
 from snellen.cli.screen import ProgressScreen, findings_table
 from snellen.errors import InvalidInput
+from snellen.probe import Showable
+from snellen.randomness import SampleRandom
+from snellen.report.contact_sheet import contact_sheet, sheet_rows
 
 SHOWN = 20
 
@@ -34,8 +39,11 @@ def run_probe(
     samples: int | None,
     seed: int | None,
     as_json: bool,
+    show: bool = False,
 ) -> int:
     """The whole command; returns the exit status."""
+    if show:
+        return show_probe(probe, model, data, settings, flags, out, samples, seed or 0)
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise InvalidInput(f"--out must end in .parquet or .csv, got {out.name!r}")
     entry = PlannedProbe(probe=probe, samples=samples, settings=parse_settings(settings))
@@ -67,6 +75,35 @@ def run_probe(
             screen_out.print(f"{rows.num_rows:,} rows: {out}", markup=False)
     if audit.budget_note:
         console.print(f"stopped early: {audit.budget_note}", markup=False)
+    return 0
+
+
+def show_probe(
+    name: str,
+    model: str,
+    data: str,
+    settings: list[str],
+    flags: ModelFlags,
+    out: Path | None,
+    samples: int | None,
+    seed: int,
+) -> int:
+    """`--show`: a contact sheet of what the probe does to the first usable images; the model predicts nothing."""
+    out = out or Path(f"{name.replace('/', '-')}.png")
+    if out.suffix not in (".png", ".jpg", ".webp"):
+        raise InvalidInput(f"--out must end in .png, .jpg or .webp with --show, got {out.name!r}")
+    probe = PlannedProbe(probe=name, settings=parse_settings(settings)).build()
+    if not isinstance(probe, Showable):
+        raise InvalidInput(f"{name} does not change images, so there is nothing to show; run it without --show")
+    inputs = load_inputs(model, data, flags)
+    loader = loader_for(inputs.model, inputs.dataset)
+    loaded = next(iter(loader.batches(range(min(samples or 1, len(inputs.dataset))), samples or 1)), None)
+    if loaded is None:
+        raise InvalidInput(f"data {data!r} has no samples to show")
+    rows = sheet_rows(loaded.images, probe.conditions(as_batch(loaded), SampleRandom(seed, name)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows).save(out)
+    Console().print(f"{len(rows)} rows: {out}", markup=False, highlight=False)
     return 0
 
 

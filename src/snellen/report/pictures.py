@@ -19,7 +19,7 @@ _RAMP = np.array([[13, 8, 60], [94, 20, 120], [182, 50, 90], [240, 110, 40], [25
 
 def thumbnail(image: Tensor) -> str:
     """A data address of an image float32 `[C, H, W]` in [0, 1]."""
-    return _address(_scaled(_pixels(image)))
+    return _address(_scaled(as_picture(image)))
 
 
 def overlay(image: Tensor, heat_map: Sequence[Sequence[float]]) -> str:
@@ -27,7 +27,7 @@ def overlay(image: Tensor, heat_map: Sequence[Sequence[float]]) -> str:
     values = np.abs(np.nan_to_num(np.asarray(heat_map, dtype=np.float64)))
     scale = np.percentile(values, 99)
     strength = np.clip(values / scale, 0, 1) if scale > 0 else np.zeros_like(values)
-    pixels = np.asarray(_pixels(image).convert("L"), dtype=np.float64)
+    pixels = np.asarray(as_picture(image).convert("L"), dtype=np.float64)
     if strength.shape != pixels.shape:
         resized = Image.fromarray(strength.astype(np.float32)).resize((pixels.shape[1], pixels.shape[0]))
         strength = np.clip(np.asarray(resized, dtype=np.float64), 0, 1)
@@ -38,7 +38,8 @@ def overlay(image: Tensor, heat_map: Sequence[Sequence[float]]) -> str:
     return _address(_scaled(Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))))
 
 
-def _pixels(image: Tensor) -> Image.Image:
+def as_picture(image: Tensor) -> Image.Image:
+    """An image float32 `[C, H, W]` in [0, 1] as a Pillow image, RGB or grey."""
     array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
