@@ -29,19 +29,19 @@ def test_every_corruption_is_either_drawn_or_determined() -> None:
     assert [len(names) for names in GROUPS.values()] == [3, 4, 4, 4]
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_severity_zero_is_the_image_itself(name: str, images: Tensor) -> None:
     assert torch.equal(corrupt(images, name, 0, generators(4)), images)
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_the_curve_starts_at_the_image(name: str, images: Tensor) -> None:
     near = corrupt(images, name, 0.01, generators(4), quantise=False)
     full = corrupt(images, name, 1, generators(4), quantise=False)
     assert (near - images).abs().mean() < 0.4 * (full - images).abs().mean() + 1e-3
 
 
-@pytest.mark.parametrize("name", [n for n in CORRUPTIONS if n not in ("shot_noise", "pixelate")])
+@pytest.mark.parametrize("name", [n for n in SHIFTS if n not in ("shot_noise", "pixelate")])
 def test_integer_severities_join_what_lies_around_them(name: str, images: Tensor) -> None:
     # Not claimed for shot noise, whose draws are not coupled, nor for pixelate, whose grid steps by whole pixels.
     before, at, after = (corrupt(images, name, s, generators(4), quantise=False) for s in (1.9999, 2, 2.0001))
@@ -49,7 +49,7 @@ def test_integer_severities_join_what_lies_around_them(name: str, images: Tensor
     assert (after - at).abs().mean() < 0.006
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_the_same_seed_gives_the_same_image_and_global_state_is_untouched(name: str, images: Tensor) -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     first, second = (corrupt(images, name, 3, generators(4)) for _ in range(2))
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_image_and_global_state_is_untouched(name: 
     assert torch.equal(first, other) == (SHIFTS[name].random is None)
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_a_row_does_not_depend_on_its_batch(name: str, images: Tensor) -> None:
     together = corrupt(images, name, 3.5, generators(4), quantise=False)
     alone = [corrupt(images[i : i + 1], name, 3.5, generators(1, first=i), quantise=False) for i in (3, 1)]
@@ -72,7 +72,7 @@ def test_a_row_does_not_depend_on_its_batch(name: str, images: Tensor) -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (97, 211), (211, 97), (512, 512)])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_any_size_keeps_shape_type_and_range(name: str, channels: int, size: tuple[int, int]) -> None:
     images = torch.rand(2, channels, *size, generator=torch_generator("images"))
     severities = (5.0,) if min(size) > 300 else (0.3, 1.0, 3.5, 5.0)
@@ -86,7 +86,7 @@ def test_any_size_keeps_shape_type_and_range(name: str, channels: int, size: tup
         assert (levels - levels.round()).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_input_is_left_alone_and_other_float_types_come_back(name: str, images: Tensor) -> None:
     doubles = images[:2, :, :64, :64].double()
     kept = doubles.clone()
@@ -149,7 +149,7 @@ def test_bad_input_is_refused_by_name(change: dict[str, object], named: str) -> 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", SHIFTS)
 def test_a_gpu_gives_the_same_image(name: str, images: Tensor) -> None:
     on_cpu = corrupt(images, name, 3, generators(4))
     on_gpu = corrupt(images.cuda(), name, 3, generators(4))

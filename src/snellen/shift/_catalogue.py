@@ -10,8 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from snellen.errors import InvalidInput
+from snellen.shift._bar_cifar import BAR_CIFAR
+from snellen.shift._bar_lights import BAR_LIGHTS
+from snellen.shift._bar_patterns import BAR_PATTERNS
 from snellen.shift._blur import defocus_blur, glass_blur, motion_blur, zoom_blur
 from snellen.shift._digital import contrast, elastic_transform, jpeg_compression, pixelate
+from snellen.shift._extra import EXTRA
 from snellen.shift._noise import gaussian_noise, impulse_noise, shot_noise
 from snellen.shift._transform import Shift
 from snellen.shift._weather import brightness, fog, frost, snow
@@ -42,7 +46,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     for group in ("noise", "blur", "weather", "digital")
 }
 
-SHIFTS: Mapping[str, Shift] = {**IMAGENET_C}
+BAR: tuple[str, ...] = (*BAR_PATTERNS, *BAR_LIGHTS)
+"""The 10 of ImageNet-C-bar, chosen to be unlike the 15 (Mintun et al., 2021)."""
+
+SHIFTS: Mapping[str, Shift] = {**IMAGENET_C, **EXTRA, **BAR_PATTERNS, **BAR_LIGHTS, **BAR_CIFAR}
 """Everything `corrupt` knows; a family of shifts is one file with a mapping of its own."""
 
 

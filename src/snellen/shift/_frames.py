@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from snellen.shift._blur import draw_angles, enlarge, gaussian_blur, streak, zoom_centre
+from snellen.shift._extra import colour
 from snellen.shift._noise import draw
 from snellen.shift._severity import Row, SeverityTable
 from snellen.shift._weather import grey
@@ -24,30 +25,6 @@ def _at_224(identity: tuple[float | None, ...], rows: Rows, growth: tuple[int, .
     return SeverityTable(identity=identity, imagenet=rows, cifar=rows, growth=growth)
 
 
-SPECKLE = SeverityTable(  # standard deviation at white
-    identity=(0.0,),
-    imagenet=((0.15,), (0.2,), (0.35,), (0.45,), (0.6,)),
-    cifar=((0.06,), (0.1,), (0.12,), (0.16,), (0.2,)),
-    growth=(0,),
-)
-SPATTER = SeverityTable(  # mean and std of the liquid, sigma, threshold, strength or softness, share of mud
-    identity=(None, None, None, None, 0.0, None),
-    imagenet=(
-        (0.65, 0.3, 4, 0.69, 0.6, 0),
-        (0.65, 0.3, 3, 0.68, 0.6, 0),
-        (0.65, 0.3, 2, 0.68, 0.5, 0),
-        (0.65, 0.3, 1, 0.65, 1.5, 1),
-        (0.67, 0.4, 1, 0.65, 1.5, 1),
-    ),
-    cifar=(
-        (0.62, 0.1, 0.7, 0.7, 0.5, 0),
-        (0.65, 0.1, 0.8, 0.7, 0.5, 0),
-        (0.65, 0.3, 1, 0.69, 0.5, 0),
-        (0.65, 0.1, 0.7, 0.69, 0.6, 1),
-        (0.65, 0.1, 0.5, 0.68, 0.6, 1),
-    ),
-    growth=(0, 0, 1, 0, 0, 0),
-)
 RAIN = _at_224(  # mean and std of the layer, zoom, threshold, streak radius and sigma, share of the image
     (None, 0.0, None, None, None, None, 1.0),
     (
@@ -74,45 +51,7 @@ UNDERWATER = _at_224(  # red, blur kernel, contrast, weight and level of the haz
 CROWD = _at_224((0.0,), ((0.1,), (0.2,), (0.3,), (0.4,), (0.5,)), (0,))  # side of the person, share of the frame's
 TURN = _at_224((0.0,), ((11,), (17,), (23,), (29,), (35,)), (0,))  # degrees
 
-WATER = (175 / 255, 238 / 255, 238 / 255)
-MUD = (63 / 255, 42 / 255, 20 / 255)
 STREAKS = (0.5, 0.9, 1.2)
-
-
-def _colour(colour: tuple[float, float, float], like: Tensor) -> Tensor:
-    return torch.tensor(colour, device=like.device).view(3, 1, 1)
-
-
-def speckle(frames: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
-    """Adds x N(0, std)."""
-    (std,) = SPECKLE.at(severity, frames)
-    shape = frames.shape[1:]
-    noise = draw(generators, lambda g: torch.randn(shape, generator=g), frames)
-    return noise.mul_(std).add_(1).mul_(frames).clamp_(0, 1)
-
-
-def spatter(frames: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
-    """Drops of water up to severity 3, of mud from 4 on, a mixture between.
-
-    Shape, threshold and colours are the published ones. The relief of the water is the slope of its own surface, where
-    the original runs an edge detector and a distance transform of OpenCV.
-    """
-    mean, std, sigma, threshold, strength, mud = SPATTER.at(severity, frames)
-    shape = (1, *frames.shape[-2:])
-    noise = draw(generators, lambda g: torch.randn(shape, generator=g), frames)
-    liquid = gaussian_blur(noise.mul_(std).add_(mean), sigma, "nearest")
-    wet = (liquid > threshold).float()
-    result = frames
-    if mud < 1:
-        slope = 0.5 + (liquid - liquid.roll((2, 2), (-2, -1))) / (4 * liquid.std(dim=(-2, -1), keepdim=True) + 1e-6)
-        drops = wet * liquid * gaussian_blur(slope.clamp(0, 1), 1.0, "nearest")
-        drops = drops * (strength / drops.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)).clamp(max=10)
-        result = (result + (1 - mud) * drops * _colour(WATER, frames)).clamp(0, 1)
-    if mud > 0:
-        cover = gaussian_blur(wet, max(strength, 0.1), "nearest")
-        cover = mud * cover.masked_fill(cover < 0.8, 0)
-        result = torch.lerp(result, _colour(MUD, frames), cover)
-    return result.clamp(0, 1)
 
 
 def rain(frames: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
@@ -129,7 +68,7 @@ def rain(frames: Tensor, severity: float, generators: Sequence[Generator]) -> Te
 
     # Pale light
     lifted = torch.maximum(frames, grey(frames).mul(1.3).add_(0.3))
-    return torch.lerp(lifted, frames, share).add_((layer + layer.rot90(2, (-2, -1))) * _colour(STREAKS, frames))
+    return torch.lerp(lifted, frames, share).add_((layer + layer.rot90(2, (-2, -1))) * colour(STREAKS, frames))
 
 
 def smoke(frames: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
@@ -150,7 +89,7 @@ def underwater(frames: Tensor, severity: float, generators: Sequence[Generator])
     red, kernel, contrast, haze, level = UNDERWATER.at(severity, frames)
     # OpenCV's sigma for a kernel, bent to 0 where there is none.
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8 if kernel >= 3 else 0.8 * kernel / 3
-    image = gaussian_blur(frames * _colour((red, 1.0, 1.0), frames), sigma, "reflect")
+    image = gaussian_blur(frames * colour((red, 1.0, 1.0), frames), sigma, "reflect")
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     image = (image - mean).mul_(contrast).add_(mean)
     return image.mul_(1 - haze).add_(haze * level / 255)
@@ -169,7 +108,7 @@ def crowd(frames: Tensor, severity: float, generators: Sequence[Generator]) -> T
     body = ((x - 0.5) / 0.4) ** 2 + ((y - 1.0) / 0.5) ** 2 < 1
     clothes = drawn[:, 2:].view(-1, 3, 1, 1)
     result = torch.where(body & (y < 1), clothes, frames)
-    return torch.where(head, _colour((0.8, 0.6, 0.5), frames), result)
+    return torch.where(head, colour((0.8, 0.6, 0.5), frames), result)
 
 
 def interference(frames: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:

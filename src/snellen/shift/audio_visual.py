@@ -26,7 +26,7 @@ from snellen.errors import InvalidInput
 from snellen.models import Access
 from snellen.probe import register_functions
 from snellen.randomness import SampleRandom
-from snellen.shift import _frames, _waveforms
+from snellen.shift import _extra, _frames, _waveforms
 from snellen.shift._catalogue import check_severity, corrupt
 from snellen.shift._clip_table import SCHEMA, condition_row, interaction, mean_row
 from snellen.shift._waveforms import BASE_RATE, mix, snr_db
@@ -49,7 +49,7 @@ SHARED: Mapping[str, str] = {
 }  # fmt: skip
 """Causes whose frames ImageNet-C already has a corruption for."""
 OWN: Mapping[str, Callable[[Tensor, float, Sequence[Generator]], Tensor]] = {
-    "speckle": _frames.speckle, "spatter": _frames.spatter, "rain": _frames.rain, "underwater": _frames.underwater,
+    "speckle": _extra.speckle_noise, "spatter": _extra.spatter, "rain": _frames.rain, "underwater": _frames.underwater,
     "smoke": _frames.smoke, "crowd": _frames.crowd, "interference": _frames.interference,
 }  # fmt: skip
 AV_CORRUPTIONS: tuple[str, ...] = (
