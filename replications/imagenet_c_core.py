@@ -1,32 +1,34 @@
-"""Common corruptions: does error rise with severity, and does training on noise help noise more than the rest?
+"""Common corruptions: does error rise with severity, and does training on noise help noise more than C-bar?
 
 Claims (Hendrycks & Dietterich, 2019; Mintun et al., 2021): networks degrade steadily from severity 1 to 5, and an
-augmentation helps most on test corruptions that resemble it. The second was stated for corruptions unlike the
-training augmentation in ImageNet-C-bar; those are not part of this card yet, so here the twelve corruptions of
-ImageNet-C that are not noise take their place. The C-bar half of the claim is open.
+augmentation helps most on test corruptions that resemble it.
 
-Protocol: scikit-learn's digits enlarged to 32 px, CIFAR-C constants, all 15 corruptions at severities 1 to 5. Five
-splits and initialisations a seed. Baseline: softmax regression on pixels. Subjects: a small convolutional network,
-and the same network trained with Gaussian noise of standard deviation 0.1. Each claim must hold in 4 of 5 runs.
+Protocol: the demo's scenes, scikit-learn's digits on textured backgrounds at 32 px, training and test from different
+handwriting; CIFAR constants; the 15 corruptions and the 7 of C-bar that are not noise, at severities 1 to 5. Five
+initialisations a seed. Baseline: softmax regression on pixels. Subjects: a small convolutional network, and the same
+network trained with Gaussian noise of standard deviation 0.1. Each claim must hold in 4 of 5 runs.
 
-Outcome at seeds 0 and 1: neither held. At CIFAR strength the corruptions hardly hurt a network on digits (error on
-noise 0.036 against 0.033 clean), so one or two images decide which error is higher and there is little to cut.
+A first design, plain digits enlarged to 32 px, held neither claim at seeds 0 and 1: at CIFAR strength the error on
+noise was 0.036 against 0.033 clean, which left nothing to measure. The data were changed for that reason, before any
+result on them was seen; thresholds, networks and constants stayed. Count other seeds than 0 and 1.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from snellen.demo.digits import draw_scene, render
 from snellen.randomness import SampleRandom, derive_seed, torch_generator
 from snellen.replication import Claim
+from snellen.shift._catalogue import BAR
 from snellen.shift.corruptions import (
     CORRUPTIONS,
     GROUPS,
@@ -41,7 +43,8 @@ NEEDED_RUNS = 4
 NEEDED_CORRUPTIONS = 12
 SEVERITIES = (1.0, 2.0, 3.0, 4.0, 5.0)
 TRAINING_NOISE = 0.1
-TEST_IMAGES = 500
+TRAIN_IMAGES, TEST_IMAGES = 6000, 500
+BAR_NOISE = ("brownish_noise", "blue_noise_sample", "perlin_noise")
 
 
 @dataclass(frozen=True)
@@ -53,31 +56,31 @@ class Run:
 
     rising: int
     cut_on_noise: float
-    cut_elsewhere: float
+    cut_on_bar: float
     mce: float
     relative_mce: float
     noise_errors: tuple[float, float]
     clean_errors: tuple[float, float, float]
 
 
-def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images `[N, 1, 32, 32]`, their labels, test images, their labels."""
-    pixels, targets = load_digits(return_X_y=True)
-    grey = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
-    images = F.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False).clamp(0, 1)
-    labels = torch.from_numpy(targets).long()
-    order = torch.randperm(len(images), generator=torch_generator(seed, "split"))
-    test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
-    return images[train], labels[train], images[test], labels[test]
+def scenes(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training images `[N, 3, 32, 32]`, their labels, test images of other handwriting, their labels."""
+    rng = np.random.default_rng([seed, 2019])
+    made = []
+    for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        scene = draw_scene(count, split, rng)
+        images, _ = render(scene, split, rng)
+        made += [images, torch.from_numpy(np.asarray(scene.labels)).long()]
+    return made[0], made[1], made[2], made[3]
 
 
 def softmax_regression() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
 
 
 def small_network() -> nn.Module:
     layers: list[nn.Module] = []
-    for incoming, outgoing in ((1, 16), (16, 32), (32, 64)):
+    for incoming, outgoing in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(incoming, outgoing, 3, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 10))
 
@@ -98,7 +101,7 @@ def trained(network: nn.Module, images: Tensor, labels: Tensor, seed: int, noise
 
 
 def one_run(seed: int) -> Run:
-    train, train_labels, test, test_labels = digits(seed)
+    train, train_labels, test, test_labels = scenes(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         regression, plain = softmax_regression(), small_network()
@@ -118,23 +121,26 @@ def one_run(seed: int) -> Run:
     random = SampleRandom(seed, "imagenet-c-core")
     names = [str(index) for index in range(len(test))]
     by_model: list[dict[str, list[float]]] = [{}, {}, {}]
-    for corruption in CORRUPTIONS:
+    bar = [name for name in BAR if name not in BAR_NOISE]
+    for corruption in [*CORRUPTIONS, *bar]:
         steps = [errors(corrupt(test, corruption, s, random.generators(names, corruption))) for s in SEVERITIES]
         for model, curve in zip(by_model, zip(*steps, strict=True), strict=True):
             model[corruption] = list(curve)
     regression_errors, plain_errors, hardened_errors = by_model
+    on_15, regression_on_15 = (
+        {name: curves[name] for name in CORRUPTIONS} for curves in (plain_errors, regression_errors)
+    )
 
-    def mean_errors(*, noise: bool) -> tuple[float, float]:
-        names = [name for name in CORRUPTIONS if (name in GROUPS["noise"]) == noise]
+    def mean_errors(names: Sequence[str]) -> tuple[float, float]:
         return fmean(fmean(plain_errors[name]) for name in names), fmean(fmean(hardened_errors[name]) for name in names)
 
-    on_noise, elsewhere = mean_errors(noise=True), mean_errors(noise=False)
+    on_noise, on_bar = mean_errors(GROUPS["noise"]), mean_errors(bar)
     return Run(
-        rising=sum(curve[-1] > curve[0] for curve in plain_errors.values()),
+        rising=sum(plain_errors[name][-1] > plain_errors[name][0] for name in CORRUPTIONS),
         cut_on_noise=1 - on_noise[1] / on_noise[0],
-        cut_elsewhere=1 - elsewhere[1] / elsewhere[0],
-        mce=mean_corruption_error(plain_errors, regression_errors).value,
-        relative_mce=relative_mean_corruption_error(plain_errors, clean[1], regression_errors, clean[0]).value,
+        cut_on_bar=1 - on_bar[1] / on_bar[0],
+        mce=mean_corruption_error(on_15, regression_on_15).value,
+        relative_mce=relative_mean_corruption_error(on_15, clean[1], regression_on_15, clean[0]).value,
         noise_errors=on_noise,
         clean_errors=(clean[0], clean[1], clean[2]),
     )
@@ -143,7 +149,7 @@ def one_run(seed: int) -> Run:
 def replicate(seed: int) -> list[Claim]:
     runs = [one_run(RUNS * seed + index) for index in range(RUNS)]
     rising = sum(run.rising >= NEEDED_CORRUPTIONS for run in runs)
-    helped = sum(run.cut_on_noise > run.cut_elsewhere for run in runs)
+    helped = sum(run.cut_on_noise > run.cut_on_bar for run in runs)
     clean = np.mean([run.clean_errors for run in runs], axis=0)
     noisy = np.mean([run.noise_errors for run in runs], axis=0)
 
@@ -165,12 +171,12 @@ def replicate(seed: int) -> list[Claim]:
         Claim(
             statement=(
                 "training with Gaussian noise of 0.1 cuts the mean error on the 3 noise corruptions by a larger"
-                " fraction than on the other 12 (the comparison with C-bar is still open)"
+                " fraction than on the 7 of C-bar that are not noise"
             ),
             claimed=f"in at least {NEEDED_RUNS} of {RUNS} runs",
             measured=(
                 f"in {helped} of {RUNS} runs; share of error cut on noise: {listed([r.cut_on_noise for r in runs])};"
-                f" elsewhere: {listed([r.cut_elsewhere for r in runs])}"
+                f" on C-bar: {listed([r.cut_on_bar for r in runs])}"
                 f" (mean error on noise {noisy[0]:.3f} plain, {noisy[1]:.3f} trained with noise; clean {clean[1]:.3f}"
                 f" and {clean[2]:.3f})"
             ),
