@@ -17,6 +17,7 @@ from snellen.shift._blur import defocus_blur, glass_blur, motion_blur, zoom_blur
 from snellen.shift._digital import contrast, elastic_transform, jpeg_compression, pixelate
 from snellen.shift._extra import EXTRA
 from snellen.shift._noise import gaussian_noise, impulse_noise, shot_noise
+from snellen.shift._obfuscate import OBFUSCATIONS
 from snellen.shift._transform import Shift
 from snellen.shift._weather import brightness, fog, frost, snow
 
@@ -49,11 +50,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 BAR: tuple[str, ...] = (*BAR_PATTERNS, *BAR_LIGHTS)
 """The 10 of ImageNet-C-bar, chosen to be unlike the 15 (Mintun et al., 2021)."""
 
-SHIFTS: Mapping[str, Shift] = {**IMAGENET_C, **EXTRA, **BAR_PATTERNS, **BAR_LIGHTS, **BAR_CIFAR}
+SHIFTS: Mapping[str, Shift] = {
+    **IMAGENET_C,
+    **EXTRA,
+    **BAR_PATTERNS,
+    **BAR_LIGHTS,
+    **BAR_CIFAR,
+    **OBFUSCATIONS,
+}
 """Everything `corrupt` knows; a family of shifts is one file with a mapping of its own."""
 
 
-@torch.no_grad()
 def corrupt(
     images: Tensor,
     name: str,
@@ -74,8 +81,21 @@ def corrupt(
     Returns a new tensor of the same shape, dtype and device in [0, 1]. Raises InvalidInput. Misleads for frost, whose
     texture is procedural, and when compared with scores on the published files, which were saved as JPEG once more.
     """
+    return apply_shift(SHIFTS[check_name(name)], images, severity, generators, name=name, quantise=quantise)
+
+
+@torch.no_grad()
+def apply_shift(
+    shift: Shift,
+    images: Tensor,
+    severity: float,
+    generators: Sequence[Generator] | None = None,
+    *,
+    name: str = "this shift",
+    quantise: bool = True,
+) -> Tensor:
+    """As `corrupt`, for a shift that need not be in the catalogue."""
     severity = check_severity(severity)
-    shift = SHIFTS[check_name(name)]
     _check_batch(images, shift.min_side)
     if severity == 0:
         return images.clone()

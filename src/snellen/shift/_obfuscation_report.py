@@ -1,0 +1,152 @@
+"""What the obfuscation probe says: the worst case over obfuscations, the hardest ones, and the benchmark's scores."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snellen.exhibits import Bar, Bars, Exhibit, Grid
+from snellen.probe import Finding, Rows
+from snellen.shift._curve import curves_of
+from snellen.shift._obfuscate import HELD_OUT, TRAINING
+from snellen.shift._obfuscation_scores import obfuscation_scores
+from snellen.shift._trials import HARM
+from snellen.stats import mcnemar_exact, needed_samples, wilson
+
+HARDEST = 3
+
+
+class Trial(NamedTuple):
+    """Samples that have every obfuscation. clean: bool `[n]`. correct: bool `[O, n]`."""
+
+    ids: list[str]
+    names: list[str]
+    clean: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
+
+    @property
+    def safe(self) -> NDArray[np.bool_]:
+        """`[n]`: right under every obfuscation."""
+        return np.asarray(self.correct.all(axis=0))
+
+
+def trial_of(table: Rows) -> Trial | None:
+    """The rows of a `ShiftProbe` at one severity; None where no sample has all."""
+    curves = curves_of(table)
+    if not curves:
+        return None
+    common = set(curves[0].ids).intersection(*(curve.ids for curve in curves))
+    ids = [sample_id for sample_id in curves[0].ids if sample_id in common]
+    if not ids:
+        return None
+    rows = []
+    for curve in curves:
+        place = {sample_id: i for i, sample_id in enumerate(curve.ids)}
+        rows.append(curve.correct[:, [place[sample_id] for sample_id in ids]])
+    return Trial(ids, [curve.shift for curve in curves], rows[0][0], np.stack([row[-1] for row in rows]))
+
+
+def worst_case_finding(trial: Trial) -> Finding:
+    """The share of images recognised under every obfuscation, against the untouched images."""
+    safe, clean, n = trial.safe, trial.clean, len(trial.ids)
+    worst, untouched, mean = float(safe.mean()), float(clean.mean()), float(trial.correct.mean())
+    p_value = mcnemar_exact(int((clean & ~safe).sum()), int((safe & ~clean).sum()))
+    needed = needed_samples(min(HARM, untouched), untouched) if untouched > 0 else 0
+    enough = p_value < 0.05 or n >= needed
+    count = len(trial.names)
+    if enough:
+        title = (
+            f"{worst:.1%} of the images are recognised under all of {count} obfuscations, against {untouched:.1%}"
+            f" untouched and {mean:.1%} under the average one"
+        )
+    else:
+        title = (
+            f"Whether the worst of {count} obfuscations harms cannot be told, not enough data: n = {n},"
+            f" needs about {needed}"
+        )
+    times = (~trial.correct).sum(axis=0)
+    lost = sorted(np.flatnonzero(clean & ~safe).tolist(), key=lambda i: -times[i])
+    return Finding(
+        kind="shift",
+        title=title,
+        metric="worst-case accuracy",
+        value=worst,
+        baseline=untouched,
+        effect=max(untouched - worst, 0.0),
+        n=n,
+        subject={"corruption": "worst obfuscation"},
+        ci=wilson(int(safe.sum()), n),
+        p_value=p_value,
+        evidence=[trial.ids[i] for i in lost[:12]],
+        enough_data=enough,
+    )
+
+
+def hardest_finding(trial: Trial) -> Finding:
+    """The obfuscations with the lowest accuracy. The interval belongs to that one and does not know it was picked."""
+    order = _by_difficulty(trial)
+    listed = ", ".join(f"{name.replace('_', ' ')} ({right.mean():.2f})" for name, right in order[:HARDEST])
+    name, right = order[0]
+    return Finding(
+        kind="shift",
+        title=f"Hardest obfuscations by accuracy: {listed}; untouched {trial.clean.mean():.2f}",
+        metric="lowest accuracy under an obfuscation",
+        value=float(right.mean()),
+        baseline=float(trial.clean.mean()),
+        effect=0.0,  # information: the harm is counted obfuscation by obfuscation
+        n=len(trial.ids),
+        subject={"corruption": "hardest obfuscations", "obfuscation": name},
+        ci=wilson(int(right.sum()), len(right)),
+        evidence=[trial.ids[i] for i in np.flatnonzero(trial.clean & ~right)[:12].tolist()],
+    )
+
+
+def trial_exhibits(trial: Trial, severity: float) -> list[Exhibit]:
+    """Accuracy under each obfuscation and under all of them; the benchmark's scores where both groups were run."""
+    bars = [_bar(name.replace("_", " "), right) for name, right in _by_difficulty(trial)]
+    chart = Bars(
+        title=f"Accuracy under each obfuscation, severity {severity:g}",
+        caption=(
+            f"The same {len(trial.ids)} images under each, hardest first, after the share recognised under all of"
+            " them; the line is accuracy on the untouched images. 95 % Wilson intervals."
+        ),
+        value_label="accuracy",
+        bars=[_bar("every obfuscation", trial.safe), *bars],
+        reference=float(trial.clean.mean()),
+    )
+    if all(any(name in group for name in trial.names) for group in (TRAINING, HELD_OUT)):
+        return [chart, _summary(trial)]
+    return [chart]
+
+
+def _by_difficulty(trial: Trial) -> list[tuple[str, NDArray[np.bool_]]]:
+    order = np.argsort(trial.correct.mean(axis=1), kind="stable")
+    return [(trial.names[i], trial.correct[i]) for i in order.tolist()]
+
+
+def _bar(label: str, right: NDArray[np.bool_]) -> Bar:
+    low, high = wilson(int(right.sum()), len(right))
+    return Bar(label, float(right.mean()), low, high, len(right))
+
+
+def _summary(trial: Trial) -> Grid:
+    scores = obfuscation_scores(trial.correct[:, :, None], names=trial.names, top=(1,))
+    named = {
+        "mean, to train on": scores.mean_training,
+        "mean, held out": scores.mean_hold_out,
+        "mean, all": scores.mean_all,
+        "worst case, to train on": scores.worst_training,
+        "worst case, held out": scores.worst_hold_out,
+        "worst case, all": scores.worst_all,
+    }
+    return Grid(
+        title="Scores of the obfuscation benchmark",
+        caption=(
+            "Means over obfuscations, and the share of images right under every one. 95 % Wilson intervals over"
+            " images, which are wider than needed for the means."
+        ),
+        columns=("score", "accuracy", "low", "high"),
+        rows=[[name, *(float(values[0]) for values in score)] for name, score in named.items()],
+    )
