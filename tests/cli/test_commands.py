@@ -118,7 +118,7 @@ def test_show_draws_the_shift_and_asks_the_model_nothing(
     assert "6 rows" in capsys.readouterr().out
     with Image.open(tmp_path / "shift-corruptions.png") as sheet:
         drawn = np.asarray(sheet.convert("RGB"), dtype=float)
-    cells = [drawn[6:118, left : left + 112] for left in (170, 288, 406)]
+    cells = [drawn[6:118, left : left + 112] for left in (190, 308, 426)]
     distances = [np.abs(cell - cells[0]).mean() for cell in cells]
     assert distances[0] == 0 < distances[1] < distances[2]  # fog gets thicker to the right
 

@@ -13,7 +13,7 @@ from snellen.report.pictures import as_picture
 
 CELL = 112
 """Pixels of the longer side of one picture on the sheet."""
-MARGIN, CAPTION, NAMES = 6, 16, 170
+MARGIN, CAPTION, NAMES = 6, 16, 190
 PAPER, INK, MISSING = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 
 
