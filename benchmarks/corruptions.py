@@ -1,4 +1,4 @@
-"""ImageNet-C corruptions beside `imagecorruptions` 1.1.2: milliseconds an image, medians of alternating rounds.
+"""All shifts of the catalogue, ImageNet-C's beside `imagecorruptions` 1.1.2: milliseconds an image, medians of rounds.
 
 python benchmarks/corruptions.py [--quick] [--device cpu|cuda] [--size 224] [--batch 16] [--severity 3] [--threads 2]
                                  [--record]
@@ -31,6 +31,7 @@ from torch import Tensor
 from _record import machine_state, record_table
 from snellen.randomness import torch_generator
 from snellen.shift._catalogue import SHIFTS
+from snellen.shift._extra import EXTRA
 from snellen.shift.corruptions import CORRUPTIONS, corrupt
 
 Peer = Callable[[NDArray[np.uint8], str], NDArray[np.uint8]]
@@ -97,21 +98,23 @@ def record(
                 f"{figure['of_resnet50']:.3f}",
             ]
         )
-    compared = [figure for figure in figures.values() if figure["peer_ms"] is not None]
+    compared = [figures[name] for name in CORRUPTIONS if figures[name]["peer_ms"] is not None]
     if compared:
         ours, peer = (sum(figure[key] or 0.0 for figure in compared) for key in ("ours_ms", "peer_ms"))
-        rows.append([f"{len(compared)} together", f"{ours:.1f}", f"{peer:.1f}", f"{peer / ours:.1f}", "–", "–"])
+        rows.append(
+            [f"{len(compared)} of ImageNet-C together", f"{ours:.1f}", f"{peer:.1f}", f"{peer / ours:.1f}", "–", "–"]
+        )
     command = (
         f"python benchmarks/corruptions.py --device {options.device} --size {options.size} --batch {count}"
         f" --severity {options.severity} --threads {options.threads}"
     )
     record_table(
         "corruptions" if options.device == "cpu" else f"corruptions-{options.device}",
-        f"ImageNet-C corruptions beside imagecorruptions 1.1.2, on {options.device}",
+        f"Shifts of the catalogue, ImageNet-C's beside imagecorruptions 1.1.2, on {options.device}",
         f"{state}; severity {options.severity} at {options.size} px, batch {count}, medians of {rounds} alternated"
         f" rounds; `{command}`. The peer runs on the processor, one image at a time; a dash where it fails with today's"
         " NumPy or the corruption is random.",
-        ["corruption", "ours (ms an image)", "peer (ms)", "peer / ours", "grey levels apart", "of a ResNet-50 pass"],
+        ["shift", "ours (ms an image)", "peer (ms)", "peer / ours", "grey levels apart", "of a ResNet-50 pass"],
         rows,
     )
 
@@ -140,13 +143,14 @@ def main() -> None:
     print(f"{'corruption':20}{'ours ms':>9}{'peer ms':>9}{'ratio':>8}{'equal':>7}{'of a ResNet-50 pass':>21}")
     ours_total = peer_total = 0.0
     figures: dict[str, dict[str, float | None]] = {}
-    for name in CORRUPTIONS:
+    for name in SHIFTS:
+        known = peer if name in (*CORRUPTIONS, *EXTRA) else None
 
         def ours(name: str = name) -> Tensor:
             return corrupt(images, name, options.severity, [torch_generator(name, i) for i in range(count)])
 
-        def theirs(name: str = name) -> list[NDArray[np.uint8]]:
-            return [] if peer is None else [peer(photo, name) for photo in photos]
+        def theirs(name: str = name, known: Peer | None = known) -> list[NDArray[np.uint8]]:
+            return [] if known is None else [known(photo, name) for photo in photos]
 
         result = (ours() * 255).round().permute(0, 2, 3, 1).cpu().numpy()
         try:
@@ -164,17 +168,19 @@ def main() -> None:
         apart = None
         if reference and SHIFTS[name].random is None:
             apart = float(np.abs(result - np.stack(reference).astype(float)).max())
-        if other is not None:
+        if other is not None and name in CORRUPTIONS:
             ours_total, peer_total = ours_total + mine, peer_total + other
         figures[name] = {"ours_ms": mine, "peer_ms": other, "levels_apart": apart, "of_resnet50": mine / resnet}
         theirs_text = f"{other:9.2f}{other / mine:8.1f}" if other is not None else f"{'-':>9}{'-':>8}"
         equal = "-" if apart is None else f"{apart:.0f}"
         print(f"{name:20}{mine:9.2f}{theirs_text}{equal:>7}{mine / resnet:21.3f}", flush=True)
 
-    compared = sum(figure["peer_ms"] is not None for figure in figures.values())
+    compared = sum(figures[name]["peer_ms"] is not None for name in CORRUPTIONS)
     ratio = peer_total / ours_total if ours_total else None
     if ratio is not None:
-        print(f"{compared} together: ours {ours_total:.1f} ms, peer {peer_total:.1f} ms, {ratio:.1f} times as fast")
+        print(
+            f"{compared} of ImageNet-C together: ours {ours_total:.1f} ms, peer {peer_total:.1f} ms, {ratio:.1f} times as fast"
+        )
     print(f"ResNet-50 forward: {resnet:.2f} ms an image")
     if options.record:
         record(figures, options, count, rounds, state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from snellen.shift.diffusion_slider import LowRankSlider, Pipeline, SliderTraini
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+FILES = "vocab.json", "merges.txt"
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     letters = [chr(code) for code in range(97, 123)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters), ",</w>"]
     folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    Path(folder / "merges.txt").touch()
+    (folder / FILES[0]).write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / FILES[1]).write_text("#version: 0.2\n")
     text = transformers.CLIPTextConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=77, bos_token_id=0, eos_token_id=1,
@@ -41,7 +40,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     made: Pipeline = diffusers.StableDiffusionPipeline(
         vae=vae, text_encoder=transformers.CLIPTextModel(text).eval(), unet=unet.eval(),
         scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
-        tokenizer=transformers.CLIPTokenizer(*(str(folder / n) for n in ("vocab.json", "merges.txt")), model_max_length=77),
+        tokenizer=transformers.CLIPTokenizer(*(str(folder / n) for n in FILES), model_max_length=77),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     return made
