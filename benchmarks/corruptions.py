@@ -101,9 +101,8 @@ def record(
     compared = [figures[name] for name in CORRUPTIONS if figures[name]["peer_ms"] is not None]
     if compared:
         ours, peer = (sum(figure[key] or 0.0 for figure in compared) for key in ("ours_ms", "peer_ms"))
-        rows.append(
-            [f"{len(compared)} of ImageNet-C together", f"{ours:.1f}", f"{peer:.1f}", f"{peer / ours:.1f}", "–", "–"]
-        )
+        together = f"{len(compared)} of ImageNet-C together"
+        rows.append([together, f"{ours:.1f}", f"{peer:.1f}", f"{peer / ours:.1f}", "–", "–"])
     command = (
         f"python benchmarks/corruptions.py --device {options.device} --size {options.size} --batch {count}"
         f" --severity {options.severity} --threads {options.threads}"
@@ -178,9 +177,8 @@ def main() -> None:
     compared = sum(figures[name]["peer_ms"] is not None for name in CORRUPTIONS)
     ratio = peer_total / ours_total if ours_total else None
     if ratio is not None:
-        print(
-            f"{compared} of ImageNet-C together: ours {ours_total:.1f} ms, peer {peer_total:.1f} ms, {ratio:.1f} times as fast"
-        )
+        sums = f"ours {ours_total:.1f} ms, peer {peer_total:.1f} ms, {ratio:.1f} times as fast"
+        print(f"{compared} of ImageNet-C together: {sums}")
     print(f"ResNet-50 forward: {resnet:.2f} ms an image")
     if options.record:
         record(figures, options, count, rounds, state)

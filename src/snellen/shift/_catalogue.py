@@ -18,8 +18,10 @@ from snellen.shift._digital import contrast, elastic_transform, jpeg_compression
 from snellen.shift._extra import EXTRA
 from snellen.shift._noise import gaussian_noise, impulse_noise, shot_noise
 from snellen.shift._obfuscate import OBFUSCATIONS
+from snellen.shift._random_field import RANDOM_FIELDS
 from snellen.shift._transform import Shift
 from snellen.shift._weather import brightness, fog, frost, snow
+from snellen.shift.low_resolution import LOW_RESOLUTION
 
 MAX_SEVERITY = 5.0
 
@@ -57,6 +59,8 @@ SHIFTS: Mapping[str, Shift] = {
     **BAR_LIGHTS,
     **BAR_CIFAR,
     **OBFUSCATIONS,
+    **RANDOM_FIELDS,
+    **LOW_RESOLUTION,
 }
 """Everything `corrupt` knows; a family of shifts is one file with a mapping of its own."""
 
@@ -96,7 +100,7 @@ def apply_shift(
 ) -> Tensor:
     """As `corrupt`, for a shift that need not be in the catalogue."""
     severity = check_severity(severity)
-    _check_batch(images, shift.min_side)
+    check_batch(images, shift.min_side)
     if severity == 0:
         return images.clone()
 
@@ -135,7 +139,8 @@ def check_severities(severities: Sequence[float]) -> None:
         raise InvalidInput(f"severities must be above 0 and ascending, got {list(severities)}")
 
 
-def _check_batch(images: Tensor, min_side: int) -> None:
+def check_batch(images: Tensor, min_side: int) -> None:
+    """Refuse what is not a float batch `[B, 1 or 3, H, W]` in [0, 1] with sides of `min_side` or more."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
         raise InvalidInput(
             f"images must be a float tensor [B, C, H, W] with 1 or 3 channels, got {images.dtype} {list(images.shape)}"
