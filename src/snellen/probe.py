@@ -129,6 +129,8 @@ class Probe(Protocol):
     needs: ClassVar[tuple[str, ...]]
     version: ClassVar[int]
 
+    @property
+    def needs_masks(self) -> bool: ...
     def cost(self, batch_size: int) -> Passes: ...
     def findings(self, table: Rows, context: Context) -> list[Finding]: ...
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]: ...
@@ -172,6 +174,11 @@ class ProbeBase:
     card: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether it can do nothing on a data set without object masks."""
+        return False
 
     def cost(self, batch_size: int) -> Passes:
         return Passes()

@@ -74,6 +74,9 @@ def expand(plan: Plan, dataset: Dataset, access: Access) -> tuple[list[Entry], l
         if probe.scope is not Scope.ANALYSIS and probe.access > access:
             left_out.append(LeftOut(label, f"it needs {probe.access} access and the model grants {access}"))
             continue
+        if probe.needs_masks and dataset.masks is None:
+            left_out.append(LeftOut(label, "it needs object masks and the data set has none (mask_file_name)"))
+            continue
         entries.append(Entry(label, probe, line.samples, choose(dataset, line.samples, plan.seed)))
     while True:  # an analysis falls with the table it reads
         there = {candidate.probe.name for candidate in entries}

@@ -69,7 +69,7 @@ def worst_case_finding(trial: Trial) -> Finding:
     times = (~trial.correct).sum(axis=0)
     lost = sorted(np.flatnonzero(clean & ~safe).tolist(), key=lambda i: -times[i])
     return Finding(
-        kind="shift",
+        kind="attack",  # somebody's choice among disguises, which every model suffers from
         title=title,
         metric="worst-case accuracy",
         value=worst,
@@ -95,7 +95,7 @@ def hardest_finding(trial: Trial) -> Finding:
         metric="lowest accuracy under an obfuscation",
         value=float(right.mean()),
         baseline=float(trial.clean.mean()),
-        effect=0.0,  # information: the harm is counted obfuscation by obfuscation
+        effect=0.0,  # information: the harm is counted in the worst case
         n=len(trial.ids),
         subject={"corruption": "hardest obfuscations", "obfuscation": name},
         ci=wilson(int(right.sum()), len(right)),

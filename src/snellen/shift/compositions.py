@@ -167,7 +167,7 @@ class WorstCombination(ProbeBase):
         more = paired_difference(alone, hurt)
         return [
             Finding(
-                kind="shift",
+                kind="attack",  # a searched worst case exists for every model
                 title=(
                     f"The worst of {count} combinations, {_words(winner.shift)} at severity {self.severity:g}, takes"
                     f" accuracy from {clean.mean():.2f} to {hurt.mean():.2f}; {_words(worst.shift)} alone leaves"

@@ -107,7 +107,11 @@ class MeanCorruptionError(ProbeBase):
         if not table.num_rows:
             return []
         plain, relative = _both(table)
-        beside = f"the reference run {self.reference}" if self.reference else "AlexNet on ImageNet"
+        beside = (
+            f"the reference run {self.reference}"
+            if self.reference
+            else "AlexNet on ImageNet, which says little for other classes,"
+        )
         corruptions = table.num_rows - 1
         bounds = table["low"][corruptions].as_py(), table["high"][corruptions].as_py()
         found = []
@@ -116,7 +120,7 @@ class MeanCorruptionError(ProbeBase):
             found.append(
                 Finding(
                     kind="shift",
-                    title=f"{name} over {corruptions} corruptions is {what} ({beside} is 100)",
+                    title=f"Over {corruptions} corruptions the {name} is {what}; {beside} is 100",
                     metric=name,
                     value=None if error.reason else error.value,
                     baseline=100.0,

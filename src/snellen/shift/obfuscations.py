@@ -18,7 +18,7 @@ and hardening, is optimised against nothing that is deployed, and draws at rando
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -146,7 +146,8 @@ class Obfuscations(ShiftProbe):
     def findings(self, table: Rows, context: Context) -> list[Finding]:
         trial = trial_of(table)
         own = [] if trial is None else [worst_case_finding(trial), hardest_finding(trial)]
-        return [*own, *super().findings(table, context)]
+        # The harm of single disguises is information: their worst case has been counted.
+        return [*own, *(replace(finding, effect=0.0) for finding in super().findings(table, context))]
 
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]:
         trial = trial_of(table)

@@ -7,7 +7,7 @@ pixel keep it company. An image is fooled when any of these changes the answer. 
 When it misleads: the window is two pixels smaller than the image and the model's own resizing stretches it, so the
 base is the window and not the whole image. With `border = "reflect"` or `"cyclic"` the image keeps its size and new
 content is made up; the cyclic rate flatters networks that are built to be invariant to rolls. The harm of a finding
-is the share of images that the worst move fools beyond the 5 % we tolerate, not the accuracy under a moving camera.
+is the share of images that the worst move fools, tested against the 5 % we tolerate, not the accuracy lost on average.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Translations(ProbeBase):
             metric="fooled share of correct images",
             value=count / right if right else None,
             baseline=TOLERATED,
-            effect=max(count / right - TOLERATED, 0.0) if right else 0.0,
+            effect=count / right if right else 0.0,
             n=right,
             subject={"corruption": kind, "severity": step, "border": self.border},
             ci=(low, high) if right else None,
