@@ -4,8 +4,8 @@ Claim: mild random fields on top of the usual augmentations improve a linear pro
 ones hurt. Protocol: SimCLR (NT-Xent, temperature 0.1) with a small network on 1,300 of scikit-learn's digits at 32 px,
 batch 256, 6 epochs; the usual augmentations are a random crop, a global turn and global brightness and contrast;
 fields come on top at strength 0.5, 1 and 4. Linear probe: logistic regression on 500 labelled training images. Test:
-the other digits as they are, and under elastic transforms, Gaussian noise and fog of severity 3. Two seeds a run, for the sake of time;
-the first design of 15 epochs and five seeds was stopped after ten minutes without a result.
+the other digits as they are, and under elastic transforms, Gaussian noise and fog of severity 3. Two seeds a run, for
+the sake of time; the first design of 15 epochs and five seeds was stopped after ten minutes without a result.
 """
 
 from __future__ import annotations

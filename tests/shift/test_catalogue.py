@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from snellen.errors import InvalidInput
 from snellen.randomness import torch_generator
-from snellen.shift._catalogue import CORRUPTIONS, GROUPS, SHIFTS, corrupt
+from snellen.shift._catalogue import GROUPS, SHIFTS, corrupt
 
 LEVEL = 1 / 255
 

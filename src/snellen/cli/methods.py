@@ -29,6 +29,7 @@ def list_methods(family: str | None, as_json: bool) -> int:
     table = Table(
         "method", "needs", "scope", "replication", "paper", title=f"{len(listed)} methods", title_justify="left"
     )
+    table.columns[0].no_wrap = True
     for row in listed:
         table.add_row(row["name"], row["access"], row["scope"], row["replication"], row["paper"])
     Console().print(table)

@@ -18,6 +18,7 @@ from snellen.errors import InvalidInput
 from snellen.probe import Batch, Condition, Passes, register
 from snellen.randomness import SampleRandom
 from snellen.shift._catalogue import CORRUPTIONS, GROUPS, SHIFTS, check_name, check_severities, corrupt
+from snellen.shift._curve import Crossing, Estimate, ShiftCurve, curves_of
 from snellen.shift._mce import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
@@ -32,9 +33,14 @@ __all__ = [
     "ALEXNET_ERRORS",
     "CORRUPTIONS",
     "GROUPS",
+    "SHIFTS",
     "CorruptionError",
     "Corruptions",
+    "Crossing",
+    "Estimate",
+    "ShiftCurve",
     "corrupt",
+    "curves_of",
     "mean_corruption_error",
     "relative_mean_corruption_error",
 ]
