@@ -157,6 +157,16 @@ def test_a_budget_is_never_exceeded_and_keeps_the_rows_it_paid_for(
     assert resumed.tables["test/noisy"].equals(undisturbed)
 
 
+def test_what_needs_masks_is_left_out_of_data_without_them(
+    tiny_model: TorchModel, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    plan = Plan.model_validate({"probes": ["predictions", "shift/attribute-edits"]})
+    audit = Examination(tiny_model, tiny_data, plan, str(tmp_path / "run")).run()
+    assert [item.probe for item in audit.left_out] == ["shift/attribute-edits"]
+    assert "masks" in audit.left_out[0].reason
+    assert not audit.failures
+
+
 def test_what_the_model_does_not_grant_is_left_out_with_its_reason(
     tiny_model: Model, tiny_data: Dataset, tmp_path: Path
 ) -> None:
