@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snellen.errors import InvalidInput
 from snellen.models import Access, ModelSpec, TorchModel
 from snellen.probe import Batch, Context
-from snellen.randomness import SampleRandom
+from snellen.randomness import SampleRandom, torch_generator
 from snellen.shift._catalogue import corrupt
 from snellen.shift._patches import cell_count, dropped, patch_side, random_patches, replaced, shuffled
 from snellen.shift.patch_perturbation import PatchPerturbation
@@ -89,8 +89,13 @@ def test_the_default_patch_is_a_transformers_at_its_resolution() -> None:
     assert patch_side(384, 384) == 24
     assert patch_side(32, 32) == 4
     assert patch_side(240, 224) == 16
-    with pytest.raises(InvalidInput, match="no grid"):
-        patch_side(97, 211)
+    assert patch_side(97, 211) == 6
+    (pixels,) = random_patches([torch_generator("odd")], 97, 211, 6, [16 * 35])
+    assert pixels[0, :96, :210].all()
+    assert not pixels[0, 96:].any()  # the strip that belongs to no cell
+    assert not pixels[0, :, 210:].any()
+    with pytest.raises(InvalidInput, match="too small"):
+        patch_side(3, 3, most=1)
     with pytest.raises(InvalidInput, match="divide both sides"):
         patch_side(32, 32, 5)
     with pytest.raises(InvalidInput, match="counts must be 0 to 64"):

@@ -16,10 +16,11 @@ CELLS_A_SIDE = 14
 
 
 def patch_side(height: int, width: int, wanted: int | None = None, most: int | None = None) -> int:
-    """Side of a cell in pixels, a divisor of both sides.
+    """Side of a cell in pixels.
 
-    None takes the largest divisor up to `most`, by default a fourteenth of the shorter side, or 4 px where that is
-    more: 16 at 224 px, 4 at 32 px. Raises InvalidInput where none of 2 px or more fits, or `wanted` does not divide.
+    None takes the largest divisor of both sides up to `most`, by default a fourteenth of the shorter side, or 4 px
+    where that is more: 16 at 224 px, 4 at 32 px. Where no divisor comes near, it is `most`, and a strip at the right
+    and lower border belongs to no cell. Raises InvalidInput for a `wanted` that does not divide both sides.
     """
     common = math.gcd(height, width)
     if wanted is not None:
@@ -28,8 +29,9 @@ def patch_side(height: int, width: int, wanted: int | None = None, most: int | N
         return wanted
     most = max(min(height, width) // CELLS_A_SIDE, SMALLEST_CELL) if most is None else most
     side = max(divisor for divisor in range(1, max(most, 1) + 1) if common % divisor == 0)
+    side = side if 2 * side > most else most
     if side < 2:
-        raise InvalidInput(f"images of {height} x {width} px have no grid of square patches; resize them")
+        raise InvalidInput(f"images of {height} x {width} px are too small for patches; resize them")
     return side
 
 
@@ -57,10 +59,8 @@ def pixels_of(chosen: Tensor, height: int, width: int, side: int, aligned: bool 
     less = 0 if aligned else 1
     grid = chosen.view(len(chosen), height // side - less, width // side - less)
     pixels = grid.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
-    if aligned:
-        return pixels
     whole = torch.zeros(len(chosen), height, width, dtype=torch.bool, device=chosen.device)
-    start = side // 2
+    start = 0 if aligned else side // 2
     whole[:, start : start + pixels.shape[1], start : start + pixels.shape[2]] = pixels
     return whole
 
@@ -72,7 +72,8 @@ def random_patches(
 
     Raises InvalidInput for a count beyond the cells there are.
     """
-    patch_side(height, width, side)
+    if not 1 <= side <= min(height, width):
+        raise InvalidInput(f"side must be 1 to {min(height, width)} px, got {side}")
     cells = cell_count(height, width, side, aligned)
     if counts and not (min(counts) >= 0 and max(counts) <= cells):
         raise InvalidInput(
