@@ -74,8 +74,8 @@ def circular_motion_blur(images: Tensor, severity: float) -> Tensor:
         angle = math.radians(1.5 * level * place)
         cosine, sine = math.cos(angle), math.sin(angle)
         matrix = images.new_tensor([[cosine, -sine * aspect, 0.0], [sine / aspect, cosine, 0.0]])
-        grid = F.affine_grid(matrix.expand(len(images), -1, -1), list(images.shape), align_corners=False)
-        total += weight * F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        grid = F.affine_grid(matrix[None], [1, *images.shape[1:]], align_corners=False).expand(len(images), -1, -1, -1)
+        total.add_(F.grid_sample(images, grid, padding_mode="reflection", align_corners=False), alpha=weight)
     return total
 
 
