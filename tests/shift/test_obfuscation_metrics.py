@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snellen.errors import InvalidInput
+from snellen.shift._obfuscation_report import Trial
 from snellen.shift.obfuscations import (
     HELD_OUT,
     TRAINING,
     Ranking,
     grouped_probabilities,
+    hard_easy_split,
     obfuscation_scores,
     ranked_classes,
     top_correct,
@@ -153,3 +155,24 @@ def test_what_does_not_fit_together_is_refused() -> None:
         obfuscation_scores(correct[:1], names=("fog",))
     with pytest.raises(InvalidInput, match="held-out"):
         obfuscation_scores(correct[:1], names=("texturize",))
+
+
+def test_the_hard_and_easy_halves_are_told_apart_on_images_that_did_not_choose_them() -> None:
+    rng = np.random.default_rng(0)
+    accuracies = np.array([0.9, 0.2, 0.8, 0.3, 0.85, 0.1])
+    names = [f"o{i}" for i in range(6)]
+    trial = Trial([str(i) for i in range(400)], names, np.ones(400, bool), rng.random((6, 400)) < accuracies[:, None])
+    split = hard_easy_split(trial)
+    assert split is not None
+    assert (split.hard, split.easy) == (["o1", "o3", "o5"], ["o0", "o2", "o4"])
+    assert split.hard_by_image.mean() == pytest.approx(0.2, abs=0.05)
+    assert split.easy_by_image.mean() == pytest.approx(0.85, abs=0.05)
+    # Where all are alike, choosing and judging on the same images would show a gap that is not there.
+    gaps = []
+    for _ in range(60):
+        alike = Trial(trial.ids[:60], names, np.ones(60, bool), rng.random((6, 60)) < 0.5)
+        halves = hard_easy_split(alike)
+        assert halves is not None
+        gaps.append(halves.easy_by_image.mean() - halves.hard_by_image.mean())
+    assert abs(np.mean(gaps)) < 0.02
+    assert hard_easy_split(Trial(["a"], names, np.ones(1, bool), np.ones((6, 1), bool))) is None

@@ -379,7 +379,9 @@ def test_the_worst_case_is_the_and_over_obfuscations(table: Rows, context: Conte
     assert hardest.value == pytest.approx(every.mean(axis=1).min())
     assert hardest.subject["obfuscation"] == PROBE.names[int(every.mean(axis=1).argmin())]
     assert hardest.effect == 0
-    assert {finding.subject["corruption"] for finding in findings[2:]} == {"all", *PROBE.names}
+    assert findings[2].subject["corruption"] == "hard and easy obfuscations"
+    assert {finding.subject["corruption"] for finding in findings[3:]} == {"all", *PROBE.names}
+    assert all(finding.effect == 0 for finding in findings[1:])
 
 
 def test_exhibits_show_every_obfuscation_and_the_scores(table: Rows, context: Context) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from snellen.exhibits import Bar, Bars, Exhibit, Grid
 from snellen.probe import Finding, Rows
-from snellen.shift._curve import curves_of
+from snellen.shift._curve import curves_of, mean_estimate
 from snellen.shift._obfuscate import HELD_OUT, TRAINING
 from snellen.shift._obfuscation_scores import obfuscation_scores
 from snellen.shift._trials import HARM
@@ -82,6 +82,52 @@ def worst_case_finding(trial: Trial) -> Finding:
         evidence=[trial.ids[i] for i in lost[:12]],
         enough_data=enough,
     )
+
+
+class Split(NamedTuple):
+    """The harder and the easier half of the obfuscations, and the accuracy of each on images that did not choose."""
+
+    hard: list[str]
+    easy: list[str]
+    hard_by_image: NDArray[np.float64]
+    easy_by_image: NDArray[np.float64]
+
+
+def hard_easy_split(trial: Trial) -> Split | None:
+    """Halves the obfuscations by accuracy on every other image and measures both halves on the images between.
+
+    None with fewer than two obfuscations or four images. `hard_by_image`, `easy_by_image`: mean accuracy of each image.
+    """
+    if len(trial.names) < 2 or len(trial.ids) < 4:
+        return None
+    order = np.argsort(trial.correct[:, ::2].mean(axis=1), kind="stable")
+    hard, easy = order[: len(order) // 2], order[len(order) // 2 :]
+    judged = trial.correct[:, 1::2].astype(np.float64)
+    names = [[trial.names[i] for i in sorted(half.tolist())] for half in (hard, easy)]
+    return Split(names[0], names[1], judged[hard].mean(axis=0), judged[easy].mean(axis=0))
+
+
+def split_finding(trial: Trial, rng: np.random.Generator) -> list[Finding]:
+    """How far apart the hard and the easy half are; information."""
+    split = hard_easy_split(trial)
+    if split is None:
+        return []
+    gap = mean_estimate(split.easy_by_image - split.hard_by_image, rng)
+    return [
+        Finding(
+            kind="shift",
+            title=(
+                f"The harder half of the obfuscations leaves an accuracy of {split.hard_by_image.mean():.2f}, the"
+                f" easier half {split.easy_by_image.mean():.2f}, on images that did not choose the halves"
+            ),
+            metric="accuracy, easy minus hard",
+            value=gap.value,
+            effect=0.0,  # information: the harm is counted in the worst case
+            n=gap.n,
+            subject={"corruption": "hard and easy obfuscations", "hard": ", ".join(split.hard)},
+            ci=(gap.low, gap.high) if gap.n >= 2 else None,
+        )
+    ]
 
 
 def hardest_finding(trial: Trial) -> Finding:

@@ -25,7 +25,7 @@ from snellen.exhibits import Curve, CurvePoint, Exhibit
 from snellen.models import Access, Model
 from snellen.probe import Context, Finding, Passes, ProbeBase, Rows, Samples, Scope, register, rows
 from snellen.randomness import SampleRandom
-from snellen.shift._catalogue import CORRUPTIONS, check_name, check_severities, corrupt
+from snellen.shift._catalogue import CORRUPTIONS, SHIFTS, check_name, check_severities, corrupt
 from snellen.shift._curve import CLEAN
 from snellen.shift._levels import Level, discordant, drop_curve, level_of, levels_of
 from snellen.shift._subset import Subset, random_subset
@@ -119,10 +119,11 @@ class AdaptiveCurve(ProbeBase):
     def findings(self, table: Rows, context: Context) -> list[Finding]:
         found = []
         for name, known in levels_of(table).items():
-            found.append(self._fall(name, drop_curve(known, self.severities, self.monotone)))
+            levels = drop_curve(known, self.severities, self.monotone)
+            found.append(self._fall(name, levels, _lost(table, name, levels[-1].severity)))
         return [*([self._spent(table)] if found else []), *found]
 
-    def _fall(self, name: str, levels: list[Level]) -> Finding:
+    def _fall(self, name: str, levels: list[Level], evidence: list[str]) -> Finding:
         spoken, last = name.replace("_", " "), levels[-1]
         start = next((level.severity for level in levels if level.low >= HARM), None)
         asked = sum(level.n for level in levels)
@@ -153,6 +154,7 @@ class AdaptiveCurve(ProbeBase):
             subject={"corruption": name, "severity": last.severity, **({"starts_at": start} if start else {})},
             ci=(last.low, last.high),
             p_value=mcnemar_exact(last.only_shifted, last.only_clean),
+            evidence=evidence,
             enough_data="not enough data" not in title,
         )
 
@@ -176,21 +178,25 @@ class AdaptiveCurve(ProbeBase):
         )
 
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]:
-        points = []
+        points: dict[str, list[CurvePoint]] = {}
         for name, known in levels_of(table).items():
-            for level in drop_curve(known, self.severities, self.monotone):
-                points.append(CurvePoint(level.severity, level.drop, level.low, level.high, name.replace("_", " ")))
-        if not points:
-            return []
-        return [
-            Curve(
-                title="Accuracy lost against severity",
-                caption="Drop on the same images with 95 % intervals; where no image was asked, bounds by neighbours.",
-                x_label="severity",
-                y_label="accuracy lost",
-                points=points,
+            line = [Level(0.0, 0.0, 0.0, 0.0, 0), *drop_curve(known, self.severities, self.monotone)]
+            points.setdefault(SHIFTS[name].group, []).extend(
+                CurvePoint(level.severity, level.drop, level.low, level.high, name.replace("_", " ")) for level in line
             )
+        caption = "Drop on the same images with 95 % intervals; where no image was asked, bounds by neighbours."
+        return [
+            Curve(f"Accuracy lost against severity: {group}", caption, "severity", "accuracy lost", members)
+            for group, members in points.items()
         ]
+
+
+def _lost(table: Rows, name: str, severity: float) -> list[str]:
+    """Images right untouched and wrong at `severity`, at most 12."""
+    ids, shifts = (np.array(table[column].to_pylist(), dtype=object) for column in ("id", "shift"))
+    at, correct = table["severity"].to_numpy(), table["correct"].to_numpy(zero_copy_only=False)
+    right = set(ids[(shifts == CLEAN) & correct])
+    return [i for i in ids[(shifts == name) & (at == severity) & ~correct] if i in right][:12]
 
 
 class _Asking:

@@ -26,6 +26,7 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Bar, Bars, Curve, CurvePoint, Exhibit
 from snellen.models import Access
 from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
+from snellen.shift._catalogue import SHIFTS
 from snellen.shift._curve import Estimate, ShiftCurve, curves_of, mean_estimate
 from snellen.stats import binomial_test, wilson
 
@@ -199,10 +200,11 @@ class FailurePoints(ProbeBase):
         means = _means(table)
         if not means:
             return []
-        points = []
+        points: dict[str, list[CurvePoint]] = {}
         for row in table.to_pylist():
             low, high = wilson(round(row["survival"] * row["n"]), row["n"])
-            points.append(CurvePoint(row["severity"], row["survival"], low, high, row["shift"].replace("_", " ")))
+            point = CurvePoint(row["severity"], row["survival"], low, high, row["shift"].replace("_", " "))
+            points.setdefault(SHIFTS[row["shift"]].group, []).append(point)
         bars = []
         for mean in sorted(means, key=lambda mean: mean.value):
             bounds = mean.bounds or (mean.value, mean.value)
@@ -214,12 +216,15 @@ class FailurePoints(ProbeBase):
                 "severity",
                 bars,
             ),
-            Curve(
-                "Images that have not failed yet",
-                "Share that was right at this and all lower severities; bands are 95 % Wilson intervals.",
-                "severity",
-                "share not failed",
-                points,
+            *(
+                Curve(
+                    f"Images that have not failed yet: {group}",
+                    "Share that was right at this and all lower severities; bands are 95 % Wilson intervals.",
+                    "severity",
+                    "share not failed",
+                    members,
+                )
+                for group, members in points.items()
             ),
         ]
 

@@ -32,7 +32,14 @@ from snellen.shift._catalogue import apply_shift, check_severity
 from snellen.shift._donors import PHOTOGRAPHS, Donors
 from snellen.shift._obfuscate import COMPOSITIONS, HELD_OUT, OBFUSCATIONS, TRAINING, with_donors
 from snellen.shift._obfuscate_patches import adversarial_patches
-from snellen.shift._obfuscation_report import hardest_finding, trial_exhibits, trial_of, worst_case_finding
+from snellen.shift._obfuscation_report import (
+    hard_easy_split,
+    hardest_finding,
+    split_finding,
+    trial_exhibits,
+    trial_of,
+    worst_case_finding,
+)
 from snellen.shift._obfuscation_scores import (
     ObfuscationScores,
     Ranking,
@@ -56,6 +63,7 @@ __all__ = [
     "Score",
     "adversarial_patches",
     "grouped_probabilities",
+    "hard_easy_split",
     "obfuscate",
     "obfuscated_for_training",
     "obfuscation_scores",
@@ -145,7 +153,10 @@ class Obfuscations(ShiftProbe):
 
     def findings(self, table: Rows, context: Context) -> list[Finding]:
         trial = trial_of(table)
-        own = [] if trial is None else [worst_case_finding(trial), hardest_finding(trial)]
+        own: list[Finding] = []
+        if trial is not None:
+            own = [worst_case_finding(trial), hardest_finding(trial)]
+            own += split_finding(trial, context.random(self.name))
         # The harm of single disguises is information: their worst case has been counted.
         return [*own, *(replace(finding, effect=0.0) for finding in super().findings(table, context))]
 
