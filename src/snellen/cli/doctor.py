@@ -14,6 +14,9 @@ from snellen.audit.manifest import hardware, versions
 from snellen.demo.network import SHIPPED, WEIGHTS
 
 OPTIONAL = {
+    "torchmetrics": "shift/detection, pip install snellen[detection]",
+    "diffusers": "shift/diffusion-slider, pip install snellen[diffusion]",
+    "cv2": "shift/attribute-edits masks=grabcut, pip install snellen[masks]",
     "torchattacks": "peer for attack tests and benchmarks",
     "foolbox": "peer for attack benchmarks",
     "captum": "peer for explanation tests",
