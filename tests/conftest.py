@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from snellen.data import Dataset
 from snellen.models import Model, ModelSpec, TorchModel
+
+# The same examples on every machine, and no clock: a loaded machine is not a defect.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 

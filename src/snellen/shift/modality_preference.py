@@ -25,13 +25,12 @@ from torch import Tensor, nn
 from snellen.errors import InvalidInput
 from snellen.models import Access
 from snellen.probe import register_functions
+from snellen.shift._additive import AdditiveModel, Lipschitz, margin_loss, normalise_head
 from snellen.shift._multimodal import (
     CLEAN,
     TINY,
-    AdditiveModel,
     Condition,
     Inputs,
-    Lipschitz,
     MultiModel,
     Score,
     check_boxes,
@@ -39,8 +38,6 @@ from snellen.shift._multimodal import (
     check_logits,
     input_gradients,
     l2_attack,
-    margin_loss,
-    normalise_head,
     place,
     with_failed,
 )
