@@ -94,7 +94,9 @@ def show_probe(
         raise InvalidInput(f"--out must end in .png, .jpg or .webp with --show, got {out.name!r}")
     probe = PlannedProbe(probe=name, settings=parse_settings(settings)).build()
     if not isinstance(probe, Showable):
-        raise InvalidInput(f"{name} does not change images, so there is nothing to show; run it without --show")
+        raise InvalidInput(
+            f"{name} has no picture of what it does to an image alone, so there is nothing to show; run it without --show"
+        )
     inputs = load_inputs(model, data, flags)
     loader = loader_for(inputs.model, inputs.dataset)
     loaded = next(iter(loader.batches(range(min(samples or 1, len(inputs.dataset))), samples or 1)), None)
