@@ -171,7 +171,7 @@ def test_doctor_finds_the_installation_whole(
         (["run", "attack/pgd", "demo", "demo", "stepz=3"], "no setting 'stepz'"),
         (["run", "attack/pgd", "demo", "demo", "--access", "scores"], "needs gradients access"),
         (["run", "predictions", "demo", "demo", "--out", "rows.txt"], ".parquet or .csv"),
-        (["run", "predictions", "demo", "demo", "--show"], "nothing to show"),
+        (["run", "predictions", "demo", "demo", "--show"], "nothing can be shown"),
         (["run", "shift/corruptions", "demo", "demo", "--show", "--out", "x.csv"], "must end in .png"),
         (["report", "nowhere"], "no run directory"),
         (["replicate", "nothing"], "no replication card"),

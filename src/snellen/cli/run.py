@@ -95,7 +95,7 @@ def show_probe(
     probe = PlannedProbe(probe=name, settings=parse_settings(settings)).build()
     if not isinstance(probe, Showable):
         raise InvalidInput(
-            f"{name} has no picture of what it does to an image alone, so there is nothing to show; run it without --show"
+            f"{name} has no picture of what it does to an image alone, so nothing can be shown; run it without --show"
         )
     inputs = load_inputs(model, data, flags)
     loader = loader_for(inputs.model, inputs.dataset)
