@@ -83,7 +83,7 @@ def replications_page() -> str:
             "",
             f"## {slug}",
             "",
-            f"{outcome.paper}. Seed {outcome.seed}, {outcome.seconds:.0f} s on two cores: **{outcome.status}**.",
+            f"{outcome.paper}. Seed {outcome.seed}, {outcome.seconds:.0f} s on a shared machine of two cores: **{outcome.status}**.",
             "",
             "| claim | claimed | measured | held |",
             "|---|---|---|---|",
