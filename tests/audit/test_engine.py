@@ -263,6 +263,18 @@ def test_a_dry_run_counts_and_spends_nothing(
     assert (line.finished, line.passes.forward) == (3, 0)
 
 
+def test_a_search_over_the_whole_set_is_forecast_once_and_not_once_a_batch(
+    tiny_model: Model, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    settings = {"names": ["fog", "contrast"], "budget": 40, "judged": 20}
+    entry = Plan.model_validate({"probes": [{"shift/worst-combination": settings}]})
+    examination = Examination(tiny_model, tiny_data, entry, str(tmp_path))
+    (line,) = forecast(examination)
+    examination.run()
+    spent = tiny_model.ledger.totals.forward
+    assert 0.5 * spent <= line.passes.forward <= 1.5 * spent
+
+
 @pytest.mark.parametrize(
     ("stored", "message"),
     [

@@ -149,7 +149,9 @@ def analysis_job(
 
 
 def total_passes(job: Job, batch_size: int) -> Passes:
-    """What the job cannot do without, summed over its batches."""
+    """What the job cannot do without, summed over its batches; a job over the whole set counts it once."""
+    if job.entry.probe.scope is Scope.DATASET:
+        return job.entry.probe.cost(len(job.rows))
     sizes = [min(batch_size, len(job.rows) - start) for start in range(0, len(job.rows), batch_size)]
     costs = [job.entry.probe.cost(size) for size in sizes]
     return Passes(sum(cost.forward for cost in costs), sum(cost.backward for cost in costs))

@@ -7,7 +7,8 @@ pixel keep it company. An image is fooled when any of these changes the answer. 
 When it misleads: the window is two pixels smaller than the image and the model's own resizing stretches it, so the
 base is the window and not the whole image. With `border = "reflect"` or `"cyclic"` the image keeps its size and new
 content is made up; the cyclic rate flatters networks that are built to be invariant to rolls. The harm of a finding
-is the share of images that the worst move fools, tested against the 5 % we tolerate, not the accuracy lost on average.
+is twice the share of images that the worst move fools, since nobody would notice it, tested against the 5 % that we
+tolerate; it is not the accuracy lost on average.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from snellen.stats import binomial_test, needed_samples, wilson
 DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
 TOLERATED = 0.05
 """Share of images that may be fooled before it is called a harm."""
+UNNOTICED = 2.0
+"""What nobody would notice weighs twice as much as the visible degradations that the thresholds for shifts are for."""
 
 __all__ = ["DIRECTIONS", "Translations", "neighbour_changed", "rotated", "translated", "zoomed"]
 
@@ -131,7 +134,7 @@ class Translations(ProbeBase):
             metric="fooled share of correct images",
             value=count / right if right else None,
             baseline=TOLERATED,
-            effect=count / right if right else 0.0,
+            effect=min(UNNOTICED * count / right, 1.0) if right else 0.0,
             n=right,
             subject={"corruption": kind, "severity": step, "border": self.border},
             ci=(low, high) if right else None,
