@@ -83,7 +83,8 @@ def replications_page() -> str:
             "",
             f"## {slug}",
             "",
-            f"{outcome.paper}. Seed {outcome.seed}, {outcome.seconds:.0f} s on a shared machine of two cores: **{outcome.status}**.",
+            f"{outcome.paper}. Seed {outcome.seed}, {outcome.seconds:.0f} s on a shared machine of two cores:"
+            f" **{outcome.status}**.",
             "",
             "| claim | claimed | measured | held |",
             "|---|---|---|---|",

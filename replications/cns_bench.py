@@ -4,8 +4,9 @@ Claim: the ranking of models depends on the shift and on its strength, so one st
 robust. Protocol: the demo's scenes (scikit-learn's digits on textures, 32 px), 800 test images of other handwriting
 than the training's; four sliders at 11 strengths: Gaussian noise, defocus blur and contrast of the catalogue from 0 to
 5, and turns from 0 to 60 degrees. Three networks: plain, trained with Gaussian noise (std 0.1), trained with turns (up
-to 45 degrees). Networks count as matched when their clean accuracies differ by 1.5 points at most; the measured gap is
-printed and is not forced. Three initialisations a seed. A swap: two networks in one order at one strength and in the
+to 45 degrees). Networks count as matched when their clean accuracies differ by 1.5 points at most; the gap is
+measured and not forced. Three initialisations a seed. At seed 0 with 8 epochs the swap was found in 1 of 3 runs; the
+epochs were then cut to 5 for time. A swap: two networks in one order at one strength and in the
 other order at another strength of the same slider, p < 0.05 by `rank_swap`, divided by the number of pairs tried.
 """
 
@@ -36,11 +37,18 @@ def replicate(seed: int) -> list[Claim]:
     runs = [one_run(seed * SEEDS + k) for k in range(SEEDS)]
     disagree, swapped = sum(run[0] < 1 for run in runs), sum(run[1] < 0.05 for run in runs)
     gaps = ", ".join(f"{run[2]:.3f}" for run in runs)
+    matched = sum(run[2] <= 0.015 for run in runs)
     return [
+        Claim(
+            "The networks are equally good untouched (the card's condition for what follows)",
+            f"clean accuracies within 1.5 points in {SEEDS} of {SEEDS} runs",
+            f"{matched} of {SEEDS}: {gaps}",
+            matched == SEEDS,
+        ),
         Claim(
             "The ranking by area under the curve differs between two sliders",
             f"Kendall's tau < 1 for a pair of sliders in {SEEDS} of {SEEDS} runs",
-            f"{disagree} of {SEEDS}, lowest tau {', '.join(f'{run[0]:.2f}' for run in runs)} (clean gaps {gaps})",
+            f"{disagree} of {SEEDS}, lowest tau {', '.join(f'{run[0]:.2f}' for run in runs)}",
             disagree == SEEDS,
         ),
         Claim(
