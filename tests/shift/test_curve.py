@@ -11,7 +11,7 @@ from scipy.stats import CensoredData, ecdf
 
 from snellen.errors import InvalidInput
 from snellen.probe import rows
-from snellen.shift._curve import ShiftCurve, curves_of
+from snellen.shift._curve import ShiftCurve, curves_of, on_common_samples
 
 SEVERITIES = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
 
@@ -110,3 +110,15 @@ def test_bad_curves_are_refused() -> None:
         ShiftCurve("fog", ["a"], np.array([0.0, 2.0, 2.0]), np.ones((3, 1), dtype=bool))
     with pytest.raises(InvalidInput, match="severities, samples"):
         ShiftCurve("fog", ["a", "b"], np.array([0.0]), np.ones((1, 1), dtype=bool))
+
+
+def test_common_samples_are_aligned_whatever_the_order() -> None:
+    severities = np.array([0.0, 1.0])
+    first = ShiftCurve("fog", ["a", "b", "c"], severities, np.array([[1, 1, 1], [1, 0, 0]], dtype=bool))
+    second = ShiftCurve("snow", ["c", "x", "b"], severities, np.array([[1, 1, 1], [0, 1, 1]], dtype=bool))
+    fog, snow = on_common_samples([first, second])
+    assert list(fog.ids) == list(snow.ids) == ["b", "c"]
+    assert fog.correct[1].tolist() == [False, False]
+    assert snow.correct[1].tolist() == [True, False]
+    assert on_common_samples([]) == []
+    assert on_common_samples([first, ShiftCurve("snow", ["x"], severities, np.ones((2, 1), dtype=bool))]) == []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -134,6 +134,21 @@ class ShiftCurve:
         before = values[after - 1]
         share = (level - before) / (values[after] - before)
         return float(self.severities[after - 1] + share * (self.severities[after] - self.severities[after - 1]))
+
+
+def on_common_samples(curves: Sequence[ShiftCurve]) -> list[ShiftCurve]:
+    """The curves cut down to the samples that all of them have, in the first one's order; empty if none is shared."""
+    if not curves:
+        return []
+    common = set(curves[0].ids).intersection(*(curve.ids for curve in curves[1:]))
+    ids = [sample_id for sample_id in curves[0].ids if sample_id in common]
+    if not ids:
+        return []
+    places = [{sample_id: i for i, sample_id in enumerate(curve.ids)} for curve in curves]
+    return [
+        replace(curve, ids=ids, correct=curve.correct[:, [place[i] for i in ids]])
+        for curve, place in zip(curves, places, strict=True)
+    ]
 
 
 def mean_estimate(values: NDArray[np.float64], rng: np.random.Generator) -> Estimate:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from snellen.exhibits import Bar, Bars, Exhibit, Grid
 from snellen.probe import Finding, Rows
-from snellen.shift._curve import curves_of, mean_estimate
+from snellen.shift._curve import curves_of, mean_estimate, on_common_samples
 from snellen.shift._obfuscate import HELD_OUT, TRAINING
 from snellen.shift._obfuscation_scores import obfuscation_scores
 from snellen.shift._trials import HARM
@@ -34,18 +34,11 @@ class Trial(NamedTuple):
 
 def trial_of(table: Rows) -> Trial | None:
     """The rows of a `ShiftProbe` at one severity; None where no sample has all."""
-    curves = curves_of(table)
+    curves = on_common_samples(curves_of(table))
     if not curves:
         return None
-    common = set(curves[0].ids).intersection(*(curve.ids for curve in curves))
-    ids = [sample_id for sample_id in curves[0].ids if sample_id in common]
-    if not ids:
-        return None
-    rows = []
-    for curve in curves:
-        place = {sample_id: i for i, sample_id in enumerate(curve.ids)}
-        rows.append(curve.correct[:, [place[sample_id] for sample_id in ids]])
-    return Trial(ids, [curve.shift for curve in curves], rows[0][0], np.stack([row[-1] for row in rows]))
+    last = np.stack([curve.correct[-1] for curve in curves])
+    return Trial(list(curves[0].ids), [curve.shift for curve in curves], curves[0].correct[0], last)
 
 
 def worst_case_finding(trial: Trial) -> Finding:

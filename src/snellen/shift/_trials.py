@@ -15,7 +15,7 @@ from snellen.exhibits import Curve, CurvePoint, Exhibit
 from snellen.models import Access, Model
 from snellen.probe import Batch, Condition, Context, Finding, ProbeBase, Rows, Scope, rows
 from snellen.randomness import SampleRandom
-from snellen.shift._curve import CLEAN, ShiftCurve, curves_of, mean_estimate
+from snellen.shift._curve import CLEAN, ShiftCurve, curves_of, mean_estimate, on_common_samples
 from snellen.stats import mcnemar_exact, needed_samples
 
 HARM = 0.05
@@ -129,17 +129,11 @@ def fall_finding(curve: ShiftCurve, axis: str = "severity") -> Finding:
 
 def summary_finding(curves: Sequence[ShiftCurve], context: Context, purpose: str) -> Finding | None:
     """Mean accuracy over all shifts and severities, on the samples that all of them share."""
+    curves = on_common_samples(curves)
     if not curves:
         return None
-    common = set(curves[0].ids).intersection(*(curve.ids for curve in curves[1:]))
-    if not common:
-        return None
-    by_curve = []
-    for curve in curves:
-        position = {sample_id: i for i, sample_id in enumerate(curve.ids)}
-        by_curve.append(curve.correct[:, [position[i] for i in curves[0].ids if i in common]])
-    by_sample = np.concatenate([correct[1:] for correct in by_curve]).mean(axis=0)
-    clean = float(by_curve[0][0].mean())
+    by_sample = np.concatenate([curve.correct[1:] for curve in curves]).mean(axis=0)
+    clean = float(curves[0].accuracy[0])
     mean = mean_estimate(by_sample, context.random(purpose))
     steps = max(len(curve.severities) - 1 for curve in curves)
     return Finding(

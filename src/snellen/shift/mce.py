@@ -24,7 +24,7 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit, Grid
 from snellen.models import Access
 from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
-from snellen.shift._curve import CLEAN, curves_of, mean_estimate
+from snellen.shift._curve import CLEAN, curves_of, mean_estimate, on_common_samples
 from snellen.shift._mce import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERRORS,
@@ -79,10 +79,10 @@ class MeanCorruptionError(ProbeBase):
         if not shared:
             return pa.table({})
         # mCE is a weighted mean over samples, so a bootstrap over them gives its interval; the reference stands still.
-        ids = set(curves[0].ids).intersection(*(curve.ids for curve in curves))
+        common = on_common_samples(curves)
         ratios = [
-            (1 - curve.correct[1:, [i in ids for i in curve.ids]].mean(axis=0)) / np.mean(reference[curve.shift])
-            for curve in curves
+            (1 - curve.correct[1:].mean(axis=0)) / np.mean(reference[curve.shift])
+            for curve in common
             if curve.shift in shared and np.mean(reference[curve.shift]) > 0
         ]
         spread = mean_estimate(100 * np.mean(ratios, axis=0), context.random(self.name)) if ratios else None
@@ -92,7 +92,7 @@ class MeanCorruptionError(ProbeBase):
                 "corruption": [*shared, CLEAN],
                 "low": [math.nan] * len(shared) + [bounds[0]],
                 "high": [math.nan] * len(shared) + [bounds[1]],
-                "n": [len(ids)] * (len(shared) + 1),
+                "n": [len(common[0].ids) if common else 0] * (len(shared) + 1),
                 "error": [*(float(np.mean(mine[name])) for name in shared), mine[CLEAN][0]],
                 "reference_error": [*(float(np.mean(reference[name])) for name in shared), reference[CLEAN][0]],
             }

@@ -25,7 +25,7 @@ from snellen.exhibits import Bar, Bars, Exhibit
 from snellen.probe import Batch, Condition, Context, Finding, Passes, Rows, register
 from snellen.randomness import SampleRandom
 from snellen.shift._catalogue import apply_shift, check_batch, check_severities
-from snellen.shift._curve import curves_of
+from snellen.shift._curve import curves_of, on_common_samples
 from snellen.shift._medical_balance import (
     BalancedErrors,
     balanced_corruption_error,
@@ -140,15 +140,12 @@ class MedicalArtefacts(ShiftProbe):
 
     def _balanced(self, table: Rows, context: Context) -> Finding | None:
         """How far balanced accuracy falls, mean over artefacts and severities on the samples that have all."""
-        curves = [curve for curve in curves_of(table) if curve.ids]
-        common = set.intersection(*(set(curve.ids) for curve in curves)) if curves else set()
-        if not common:
+        curves = on_common_samples([curve for curve in curves_of(table) if curve.ids])
+        if not curves:
             return None
-        ids, labels = [sample for sample in curves[0].ids if sample in common], labels_of(table)
-        places = [{sample: i for i, sample in enumerate(curve.ids)} for curve in curves]
-        grids = [curve.correct[:, [at[i] for i in ids]] for curve, at in zip(curves, places, strict=True)]
-        truth, clean = np.array([labels[sample] for sample in ids]), grids[0][0]
-        shifted = np.concatenate([grid[1:] for grid in grids]).mean(axis=0)
+        ids, labels = curves[0].ids, labels_of(table)
+        truth, clean = np.array([labels[sample] for sample in ids]), curves[0].correct[0]
+        shifted = np.concatenate([curve.correct[1:] for curve in curves]).mean(axis=0)
         names = context.spec.class_names
         empty = [name for label, name in enumerate(names) if label not in truth]
         subject: dict[str, str | int | float] = {"corruption": "all", "modality": self.modality}
