@@ -25,6 +25,7 @@ from snellen.models import Access, ModelSpec, TorchModel
 from snellen.probe import Batch, Context, Rows
 from snellen.randomness import SampleRandom, torch_generator
 from snellen.shift import _medical_transforms as transforms
+from snellen.shift._digital import box_pixels
 from snellen.shift._medical_tables import ARTEFACTS, MODALITIES, PRESETS, Modality, shifts_of
 from snellen.shift.corruptions import corrupt
 from snellen.shift.medical import (
@@ -75,7 +76,7 @@ def test_constants_without_effect_leave_the_image_as_it_is(images: Tensor) -> No
         transforms.bubble(images, generators(4), 7, 15, 0),
         transforms.black_corner(images, 1.45),
         transforms.gaussian_blur(images, 1),
-        transforms.pixelate(images, 1),
+        box_pixels(images, 1),
     ]
     for result in untouched:
         assert (result - images).abs().max() < 1e-5

@@ -51,7 +51,12 @@ CACHED_VALUES = 2**18
 
 def defocus_blur(images: Tensor, severity: float) -> Tensor:
     """Convolution with a disk, borders mirrored."""
-    kernel = disk_kernel(*DEFOCUS_BLUR.at(severity, images))
+    return disk_blur(images, *DEFOCUS_BLUR.at(severity, images))
+
+
+def disk_blur(images: Tensor, radius: float, rim_sigma: float) -> Tensor:
+    """`defocus_blur` by its constants."""
+    kernel = disk_kernel(radius, rim_sigma)
     reach = len(kernel) // 2
     height, width = images.shape[-2:]
     padded = F.pad(images, (reach,) * 4, mode="reflect")
@@ -198,7 +203,11 @@ def draw_angles(generators: Sequence[Generator], low: float, high: float) -> lis
 
 def zoom_blur(images: Tensor, severity: float) -> Tensor:
     """Mean of the image and of its centre enlarged by a row of factors."""
-    end, step = ZOOM_BLUR.at(severity, images)
+    return mean_zoom(images, *ZOOM_BLUR.at(severity, images))
+
+
+def mean_zoom(images: Tensor, end: float, step: float) -> Tensor:
+    """`zoom_blur` by its constants: factors 1, 1 + step, ... below `end`."""
     factors = np.arange(1, end, step)
     total = images.clone()
     # A dozen passes over one image stay in the processor's cache, over a batch they do not.

@@ -117,7 +117,11 @@ def displace(images: Tensor, displacement: Tensor) -> Tensor:
 
 def pixelate(images: Tensor, severity: float) -> Tensor:
     """Shrinks with Pillow's box filter, 8 bits a pass as Pillow does, and repeats pixels back to size."""
-    (factor,) = PIXELATE.at(severity, images)
+    return box_pixels(images, *PIXELATE.at(severity, images))
+
+
+def box_pixels(images: Tensor, factor: float) -> Tensor:
+    """`pixelate` by its constant."""
     height, width = images.shape[-2:]
     small_height, small_width = (max(int(side * factor), 1) for side in (height, width))
     box_rows = _box_matrix(height, small_height).to(images.device)
@@ -148,7 +152,11 @@ def _nearest(size: int, small: int) -> Tensor:
 
 def jpeg_compression(images: Tensor, severity: float) -> Tensor:
     """Codes and decodes with libjpeg (baseline, 4:2:0) on the CPU."""
-    (quality,) = JPEG_COMPRESSION.at(severity, images)
+    return coded_jpeg(images, *JPEG_COMPRESSION.at(severity, images))
+
+
+def coded_jpeg(images: Tensor, quality: float) -> Tensor:
+    """`jpeg_compression` by its constant, rounded."""
     pixels = images.mul(255).add_(0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     coded = torch.from_numpy(np.stack([_through_jpeg(image, math.floor(quality + 0.5)) for image in pixels]))
     return coded.permute(0, 3, 1, 2).to(images.device, images.dtype, memory_format=torch.contiguous_format).div_(255)

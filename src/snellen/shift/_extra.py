@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Generator, Tensor
 
 from snellen.shift import _blur
-from snellen.shift._noise import draw
+from snellen.shift._noise import add_speckle, draw
 from snellen.shift._severity import SeverityTable
 from snellen.shift._transform import Shift
 
@@ -60,10 +60,7 @@ WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 
 def speckle_noise(images: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
     """Adds x N(0, std) to every channel value."""
-    (std,) = SPECKLE_NOISE.at(severity, images)
-    shape = images.shape[1:]
-    noise = draw(generators, lambda g: torch.randn(shape, generator=g), images)
-    return noise.mul_(std).add_(1).mul_(images).clamp_(0, 1)
+    return add_speckle(images, generators, *SPECKLE_NOISE.at(severity, images))
 
 
 def gaussian_blur(images: Tensor, severity: float) -> Tensor:
@@ -77,9 +74,13 @@ def saturate(images: Tensor, severity: float) -> Tensor:
 
     The published severities 1 and 2 wash colours out and 3 to 5 boost them, so halfway between 2 and 3 lies the image.
     """
+    return scaled_saturation(images, *SATURATE.at(severity, images))
+
+
+def scaled_saturation(images: Tensor, factor: float, added: float) -> Tensor:
+    """`saturate` by its constants."""
     if images.shape[1] == 1:
         return images.clone()
-    factor, added = SATURATE.at(severity, images)
     value = images.amax(dim=1, keepdim=True)
     spread = value - images
     saturation = spread.amax(dim=1, keepdim=True) / value.clamp_min(1e-12)

@@ -13,6 +13,9 @@ from typing import Literal, get_args
 from torch import Generator, Tensor
 
 from snellen.shift import _medical_transforms as transforms
+from snellen.shift._blur import mean_zoom
+from snellen.shift._digital import box_pixels, coded_jpeg
+from snellen.shift._noise import add_noise, add_speckle, salt_and_pepper
 from snellen.shift._severity import Row
 from snellen.shift._transform import Shift
 
@@ -59,15 +62,15 @@ class Artefact:
 
 
 ARTEFACTS: Mapping[str, Artefact] = {
-    "pixelate": Artefact("digital", (1.0,), transforms.pixelate),
-    "jpeg_compression": Artefact("digital", (100.0,), transforms.jpeg_compression),
-    "gaussian_noise": Artefact("noise", (0.0,), random=transforms.gaussian_noise),
-    "speckle_noise": Artefact("noise", (0.0,), random=transforms.speckle_noise),
-    "impulse_noise": Artefact("noise", (0.0,), random=transforms.impulse_noise),
+    "pixelate": Artefact("digital", (1.0,), box_pixels),
+    "jpeg_compression": Artefact("digital", (100.0,), coded_jpeg),
+    "gaussian_noise": Artefact("noise", (0.0,), random=add_noise),
+    "speckle_noise": Artefact("noise", (0.0,), random=add_speckle),
+    "impulse_noise": Artefact("noise", (0.0,), random=salt_and_pepper),
     "shot_noise": Artefact("noise", (math.inf,), random=transforms.shot_noise),
     "defocus_blur": Artefact("blur", (0.0, 0.0), transforms.defocus_blur),
     "motion_blur": Artefact("blur", (None, 0.0), random=transforms.motion_blur),
-    "zoom_blur": Artefact("blur", (1.0, None), transforms.zoom_blur),
+    "zoom_blur": Artefact("blur", (1.0, None), mean_zoom),
     "gaussian_blur": Artefact("blur", (1.0,), transforms.gaussian_blur),
     "brightness_up": Artefact("colour", (1.0,), transforms.brightness),
     "brightness_down": Artefact("colour", (1.0,), transforms.brightness),

@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
-from snellen.shift._blur import _disk_spectrum, disk_kernel, draw_angles, streak, zoom
-from snellen.shift._digital import _box_matrix, _nearest, _through_jpeg
-from snellen.shift._noise import draw
+from snellen.shift._blur import disk_blur, draw_angles, streak
+from snellen.shift._extra import scaled_saturation
+from snellen.shift._noise import count_photons, draw
 from snellen.shift._weather import grey
 
 PUBLISHED_SIDE = 224
@@ -42,44 +40,14 @@ def published_pixel(images: Tensor) -> float:
     return min(images.shape[-2:]) / PUBLISHED_SIDE
 
 
-def gaussian_noise(images: Tensor, generators: Sequence[Generator], std: float) -> Tensor:
-    """Adds N(0, std)."""
-    return _normal(images, generators).mul_(std).add_(images)
-
-
-def speckle_noise(images: Tensor, generators: Sequence[Generator], std: float) -> Tensor:
-    """Adds x N(0, std)."""
-    return _normal(images, generators).mul_(std).add_(1).mul_(images)
-
-
-def _normal(images: Tensor, generators: Sequence[Generator]) -> Tensor:
-    return draw(generators, lambda g: torch.randn(images.shape[1:], generator=g), images)
-
-
-def impulse_noise(images: Tensor, generators: Sequence[Generator], amount: float) -> Tensor:
-    """Channel values become 1 or 0, each with half of the amount."""
-    chance = draw(generators, lambda g: torch.rand(images.shape[1:], generator=g), images)
-    return images.masked_fill(chance < amount, 0.0).masked_fill_(chance < amount / 2, 1.0)
-
-
 def shot_noise(images: Tensor, generators: Sequence[Generator], photons: float) -> Tensor:
     """Counts photons: Poisson(x photons) / photons. The counts of two strengths are not coupled."""
-    rates = (images * photons).cpu()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        counts = list(pool.map(lambda rate, g: torch.poisson(rate, generator=g), rates, generators))
-    return torch.stack(counts).to(images.device).div_(photons)
+    return count_photons(images, generators, 1 / photons)
 
 
 def defocus_blur(images: Tensor, radius: float, rim_sigma: float) -> Tensor:
     """Convolution with a disk, borders mirrored. The sigma that softens its rim is a matter of one pixel and stays."""
-    kernel = disk_kernel(radius * published_pixel(images), rim_sigma)
-    reach = len(kernel) // 2
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (reach,) * 4, mode="reflect")
-    size = [int(next_fast_len(side, real=True)) for side in padded.shape[-2:]]
-    spectrum = torch.fft.rfft2(padded, s=size).mul_(_disk_spectrum(kernel, size).to(images.device))
-    blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
-    return blurred[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
+    return disk_blur(images, radius * published_pixel(images), rim_sigma)
 
 
 def gaussian_blur(images: Tensor, taps: float) -> Tensor:
@@ -109,32 +77,6 @@ def motion_blur(images: Tensor, generators: Sequence[Generator], radius: float, 
     return streak(images, radius * pixel, sigma * pixel, draw_angles(generators, -45.0, 45.0))
 
 
-def zoom_blur(images: Tensor, end: float, step: float) -> Tensor:
-    """Mean of the image and of its centre enlarged by the factors 1, 1 + step, ... below `end`."""
-    factors = np.arange(1, end, step)
-    total = images.clone()
-    for factor in factors:
-        total += images if factor == 1 else zoom(images, float(factor))
-    return total.div_(len(factors) + 1)
-
-
-def pixelate(images: Tensor, factor: float) -> Tensor:
-    """Shrinks with Pillow's box filter, 8 bits a pass, and repeats pixels back to size."""
-    height, width = images.shape[-2:]
-    small = [max(int(side * factor), 1) for side in (height, width)]
-    rows, columns = (_box_matrix(n, m).to(images.device) for n, m in zip((height, width), small, strict=True))
-    level = rows @ ((images * 255) @ columns.T).add_(0.5 + 1e-4).floor_()
-    level.add_(0.5 + 1e-4).floor_().div_(255)
-    return level[..., _nearest(height, small[0]), :][..., _nearest(width, small[1])]
-
-
-def jpeg_compression(images: Tensor, quality: float) -> Tensor:
-    """Codes and decodes with libjpeg on the CPU; the quality is rounded."""
-    pixels = images.mul(255).add_(0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    coded = torch.from_numpy(np.stack([_through_jpeg(image, math.floor(quality + 0.5)) for image in pixels]))
-    return coded.permute(0, 3, 1, 2).to(images.device, images.dtype, memory_format=torch.contiguous_format).div_(255)
-
-
 def brightness(images: Tensor, factor: float) -> Tensor:
     """x factor."""
     return (images * factor).clamp_(0, 1)
@@ -153,14 +95,7 @@ def gamma(images: Tensor, exponent: float) -> Tensor:
 
 def saturate(images: Tensor, added: float) -> Tensor:
     """Adds to the HSV saturation. Grey turns reddish, its hue being 0; single-channel images stay."""
-    if images.shape[1] == 1:
-        return images.clone()
-    value = images.amax(dim=1, keepdim=True)
-    depth = value - images  # zero in the strongest channel, value * saturation in the weakest
-    saturation = depth.amax(dim=1, keepdim=True) / value.clamp_min(1e-12)
-    raised = (saturation + added).clamp_(max=1)
-    red = value * raised * images.new_tensor([0.0, 1.0, 1.0]).view(3, 1, 1)
-    return value - torch.where(saturation > 0, depth * (raised / saturation.clamp_min(1e-12)), red)
+    return scaled_saturation(images, 1.0, added)
 
 
 def stain_deposit(images: Tensor, generators: Sequence[Generator], most: float, size: float) -> Tensor:

@@ -41,10 +41,22 @@ def draw(generators: Sequence[Generator], sample: Callable[[Generator], Tensor],
 
 def gaussian_noise(images: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
     """Adds N(0, std) to every channel value."""
-    (std,) = GAUSSIAN_NOISE.at(severity, images)
+    return add_noise(images, generators, *GAUSSIAN_NOISE.at(severity, images))
+
+
+def add_noise(images: Tensor, generators: Sequence[Generator], std: float) -> Tensor:
+    """`gaussian_noise` by its constant."""
+    return _normal(images, generators).mul_(std).add_(images).clamp_(0, 1)
+
+
+def add_speckle(images: Tensor, generators: Sequence[Generator], std: float) -> Tensor:
+    """Adds x N(0, std) to every channel value."""
+    return _normal(images, generators).mul_(std).add_(1).mul_(images).clamp_(0, 1)
+
+
+def _normal(images: Tensor, generators: Sequence[Generator]) -> Tensor:
     shape = images.shape[1:]
-    noise = draw(generators, lambda g: torch.randn(shape, generator=g, device=g.device), images)
-    return noise.mul_(std).add_(images).clamp_(0, 1)
+    return draw(generators, lambda g: torch.randn(shape, generator=g, device=g.device), images)
 
 
 def shot_noise(images: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
@@ -52,7 +64,11 @@ def shot_noise(images: Tensor, severity: float, generators: Sequence[Generator])
 
     Unlike the other draws, those of two neighbouring severities are not the same noise at two strengths.
     """
-    (variance,) = SHOT_NOISE.at(severity, images)
+    return count_photons(images, generators, *SHOT_NOISE.at(severity, images))
+
+
+def count_photons(images: Tensor, generators: Sequence[Generator], variance: float) -> Tensor:
+    """`shot_noise` by its constant, 1 / photons at white."""
     if variance == 0:
         return images.clone()
 
@@ -67,7 +83,11 @@ def shot_noise(images: Tensor, severity: float, generators: Sequence[Generator])
 
 def impulse_noise(images: Tensor, severity: float, generators: Sequence[Generator]) -> Tensor:
     """Salt and pepper: channel values become 1 or 0, each with half of the amount."""
-    (amount,) = IMPULSE_NOISE.at(severity, images)
+    return salt_and_pepper(images, generators, *IMPULSE_NOISE.at(severity, images))
+
+
+def salt_and_pepper(images: Tensor, generators: Sequence[Generator], amount: float) -> Tensor:
+    """`impulse_noise` by its constant."""
     shape = images.shape[1:]
     chance = draw(generators, lambda g: torch.rand(shape, generator=g, device=g.device), images)
     salted = images.masked_fill(chance < amount / 2, 1.0)
