@@ -53,7 +53,7 @@ def main() -> None:
 
     rows, shares = [], []
     for name, settings in PROBES:
-        probe = build_probe(name, settings)  # type: ignore[arg-type]
+        probe = build_probe(name, settings)
         assert isinstance(probe, Showable)
         times, count = [], 0
         for _ in range(options.rounds):

@@ -40,7 +40,7 @@ def methods_page() -> str:
         described = field_docs(probe)
         if described:
             lines += ["| setting | default | meaning |", "|---|---|---|"]
-        for field in dataclasses.fields(probe):  # type: ignore[arg-type]
+        for field in dataclasses.fields(probe):
             lines.append(f"| `{field.name}` | `{field.default!r}` | {described.get(field.name, '')} |")
         lines += ["", f"    snellen run {name} MODEL DATA"]
     for name, function_method in functions.items():
@@ -61,7 +61,7 @@ def field_docs(probe: type) -> dict[str, str]:
 
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(probe))).body
     found: dict[str, str] = {}
-    for here, after in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
+    for here, after in zip(body.body, body.body[1:], strict=False):
         is_text = (
             isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
         )

@@ -11,7 +11,7 @@ from snellen.probe import Finding, Kind
 def finding(kind: Kind = "accuracy", effect: float = 0.2, **changes: object) -> Finding:
     return Finding(
         **{"kind": kind, "title": "it fails", "metric": "m", "value": 0.5, "effect": effect, "n": 100, **changes}
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize(

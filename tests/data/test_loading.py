@@ -128,7 +128,7 @@ def test_parquet_with_image_bytes(tmp_path: Path) -> None:
 )
 def test_wrong_paths_are_told_in_one_sentence(tmp_path: Path, make: object, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        load_dataset(str(make(tmp_path)))  # type: ignore[operator]
+        load_dataset(str(make(tmp_path)))
 
 
 def test_empty_class_folders_are_told(tmp_path: Path) -> None:

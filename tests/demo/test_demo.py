@@ -76,7 +76,7 @@ def test_the_faulty_network_fails_where_it_was_made_to_fail() -> None:
 
 @pytest.mark.parametrize("kind", list(DESCRIPTIONS))
 def test_a_planted_fault_changes_the_training_data_as_described(kind: str) -> None:
-    fault = Fault(kind, 0.9, target=7)  # type: ignore[arg-type]
+    fault = Fault(kind, 0.9, target=7)
     clean, truth = training_images(2000, [], np.random.default_rng(5))
     images, labels = training_images(2000, [fault], np.random.default_rng(5))
     scene = draw_scene(2000, "train", np.random.default_rng(5))

@@ -61,7 +61,7 @@ def test_captum_agrees(images: torch.Tensor) -> None:
 )
 def test_the_last_layer_with_a_grid_is_found(name: str, options: dict[str, object], layer: str | None) -> None:
     network = seeded(name, **options)
-    side = int(options.get("img_size", 64))  # type: ignore[call-overload]
+    side = int(options.get("img_size", 64))
     images = torch.rand(2, 3, side, side, generator=torch_generator("find"))
     found = last_spatial_layer(network, images)
     assert layer is None or found.name == layer
@@ -87,7 +87,7 @@ def test_the_map_lights_the_only_region_that_matters(variant: str) -> None:
 
     images = torch.zeros(1, 3, 32, 32)
     images[:, :, :8, :8] = 1
-    maps, _ = class_activation_map(Corner(), images, torch.tensor([0]), variant)  # type: ignore[arg-type]
+    maps, _ = class_activation_map(Corner(), images, torch.tensor([0]), variant)
     assert maps[0, :8, :8].mean() > 0
     assert maps[0, 8:, 8:].abs().max() == 0
 

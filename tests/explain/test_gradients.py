@@ -85,8 +85,8 @@ def test_integrated_gradients_do_not_see_how_the_network_is_written(images: torc
     with torch.random.fork_rng():
         torch.manual_seed(2)
         convolution, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        norm.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
-        norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
         head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
         apart = nn.Sequential(convolution, norm, head).eval()
         apart(images)
@@ -125,4 +125,4 @@ def test_passes_are_those_that_cost_promises(tiny_model: Model, images: torch.Te
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
-        Gradients(**wrong)  # type: ignore[arg-type]
+        Gradients(**wrong)

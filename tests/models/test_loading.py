@@ -81,7 +81,7 @@ def test_timm_with_local_weights_takes_the_class_count_from_them(small: torch.nn
     ],
 )
 def test_state_dicts_are_found_in_checkpoints(small: torch.nn.Module, tmp_path: Path, wrap: object) -> None:
-    torch.save(wrap(small.state_dict()), tmp_path / "w.pth")  # type: ignore[operator]
+    torch.save(wrap(small.state_dict()), tmp_path / "w.pth")
     options = ModelOptions(classes=CLASSES, architecture="timm:resnet10t", input_size=(64, 64))
     assert load_model(str(tmp_path / "w.pth"), options).model.spec.num_classes == 3
 

@@ -162,4 +162,4 @@ def test_the_fingerprint_follows_the_weights(tiny_model: Model) -> None:
 )
 def test_an_impossible_spec_is_refused(change: dict[str, tuple[float, ...]], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        ModelSpec(**{"name": "m", "class_names": ("a", "b"), "input_size": (4, 4), **change})  # type: ignore[arg-type]
+        ModelSpec(**{"name": "m", "class_names": ("a", "b"), "input_size": (4, 4), **change})

@@ -88,7 +88,7 @@ def test_intervals_cover_the_truth_and_queries_are_saved(
             assert finding.ci is not None
             widths.append((finding.ci[1] - finding.ci[0]) / 2)
         for exhibit in probe.exhibits(table, Context(SPEC, pa.table({"id": []}))):
-            for point in exhibit.points:  # type: ignore[union-attr]
+            for point in exhibit.points:
                 if point.x == 0:
                     continue
                 name = point.series.replace(" ", "_")
@@ -154,6 +154,6 @@ def test_labels_access_is_enough_and_no_answer_is_asked_twice(model: TorchModel)
 def test_bad_settings_are_refused() -> None:
     for settings in ({"precision": 0.0}, {"precision": 0.5}, {"pilot": 5}, {"names": ("smog",)}, {"severities": ()}):
         with pytest.raises(InvalidInput):
-            AdaptiveCurve(**settings)  # type: ignore[arg-type]
+            AdaptiveCurve(**settings)
     assert AdaptiveCurve().findings(pa.table({}), Context(SPEC, pa.table({"id": []}))) == []
     assert AdaptiveCurve().exhibits(pa.table({}), Context(SPEC, pa.table({"id": []}))) == []

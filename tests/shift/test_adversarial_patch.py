@@ -155,7 +155,7 @@ def test_a_model_without_gradients_and_bad_arguments_are_refused(vit: VisionTran
         adversarial_patch(vit, images, labels, pixels, streams(12), eps=0.0)
     for bad in ({"steps": 0}, {"eps": 2.0}, {"step_size": 0.0}, {"patch": 1}, {"names": ()}, {"names": ("sleet",)}):
         with pytest.raises(InvalidInput):
-            AdversarialPatch(**bad)  # type: ignore[arg-type]
+            AdversarialPatch(**bad)
 
 
 def test_temperature_one_is_the_model_and_the_block_leaves_no_trace(vit: VisionTransformer, images: Tensor) -> None:

@@ -314,7 +314,7 @@ def test_masks_come_from_the_data_set_or_from_grabcut(monkeypatch: pytest.Monkey
 )
 def test_settings_outside_the_range_are_refused(settings_: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        AttributeEdits(**settings_)  # type: ignore[arg-type]
+        AttributeEdits(**settings_)
 
 
 class CentreReader(nn.Module):

@@ -145,7 +145,7 @@ def test_bad_input_is_refused_by_name(change: dict[str, object], named: str) -> 
         "generators": generators(2),
     }
     with pytest.raises(InvalidInput, match=named):
-        corrupt(**{**arguments, **change})  # type: ignore[arg-type]
+        corrupt(**{**arguments, **change})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

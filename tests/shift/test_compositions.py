@@ -75,7 +75,7 @@ def test_the_search_finds_the_combination_that_was_planted() -> None:
     assert found.p_value < 1e-6
     assert found.n == 100
     (exhibit,) = probe.exhibits(table, CONTEXT)
-    assert len(exhibit.bars) == 4  # type: ignore[union-attr]
+    assert len(exhibit.bars) == 4
 
 
 def test_own_sequences_are_searched_and_the_budget_is_kept() -> None:
@@ -116,6 +116,6 @@ def test_bad_settings_and_no_data_are_met() -> None:
         *({"combinations": (("fgo",),)}, {"names": ()}),
     ):
         with pytest.raises(InvalidInput):
-            WorstCombination(**settings)  # type: ignore[arg-type]
+            WorstCombination(**settings)
     assert WorstCombination().findings(pa.table({}), CONTEXT) == []
     assert WorstCombination().exhibits(pa.table({}), CONTEXT) == []

@@ -217,7 +217,7 @@ def test_defaults_are_the_papers() -> None:
 )
 def test_settings_are_checked(settings: dict[str, tuple[str, ...] | tuple[float, ...]]) -> None:
     with pytest.raises(InvalidInput):
-        Corruptions(**settings)  # type: ignore[arg-type]
+        Corruptions(**settings)
 
 
 def test_too_small_images_are_refused_with_the_reason(model: TorchModel) -> None:

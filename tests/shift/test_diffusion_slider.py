@@ -72,7 +72,7 @@ def test_adapters_start_at_nothing_and_leave_with_the_context() -> None:
 
 
 def test_cross_attention_is_left_out(pipeline: Pipeline) -> None:
-    slider = LowRankSlider(pipeline.unet)  # type: ignore[arg-type]
+    slider = LowRankSlider(pipeline.unet)
     assert slider.down
     assert not any("attn2" in name for name in slider.down)
     assert any("attn1" in name for name in slider.down)
@@ -83,13 +83,13 @@ def test_cross_attention_is_left_out(pipeline: Pipeline) -> None:
 
 
 def test_training_lowers_the_loss_and_does_not_touch_the_generator(pipeline: Pipeline) -> None:
-    before = copy.deepcopy(pipeline.unet.state_dict())  # type: ignore[attr-defined]
+    before = copy.deepcopy(pipeline.unet.state_dict())
     losses: list[float] = []
     settings = SliderTraining(iterations=60, learning_rate=1e-2, side=8, steps=4, batch=2, guidance=1.0)
     slider = train_slider(pipeline, "cat", "heavy snow", settings, lambda _, loss: losses.append(loss))
     assert len(losses) == 60
     assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
-    after = pipeline.unet.state_dict()  # type: ignore[attr-defined]
+    after = pipeline.unet.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     again = train_slider(pipeline, "cat", "heavy snow", SliderTraining(iterations=2, side=8, steps=4))
     twice = train_slider(pipeline, "cat", "heavy snow", SliderTraining(iterations=2, side=8, steps=4))
@@ -104,10 +104,10 @@ def test_training_lowers_the_loss_and_does_not_touch_the_generator(pipeline: Pip
 
 def test_scale_zero_is_the_generator_itself_and_layout_is_kept_above_the_start(pipeline: Pipeline) -> None:
     torch.manual_seed(1)
-    slider = LowRankSlider(pipeline.unet)  # type: ignore[arg-type]
+    slider = LowRankSlider(pipeline.unet)
     for part in slider.up.values():
         nn.init.normal_(part.get_parameter("weight"), std=0.1)
-    untouched = LowRankSlider(pipeline.unet)  # type: ignore[arg-type]
+    untouched = LowRankSlider(pipeline.unet)
     with_slider = paint_trajectory(pipeline, slider, "dog", (0.0, 2.0), steps=4, side=8)
     without = paint_trajectory(pipeline, untouched, "dog", (0.0,), steps=4, side=8)
     assert torch.equal(with_slider[:1], without)
@@ -116,7 +116,7 @@ def test_scale_zero_is_the_generator_itself_and_layout_is_kept_above_the_start(p
 
 
 def test_bad_settings_are_refused(pipeline: Pipeline) -> None:
-    slider = LowRankSlider(pipeline.unet)  # type: ignore[arg-type]
+    slider = LowRankSlider(pipeline.unet)
     for scales in ((), (0.5, 1.0), (0.0, 2.0, 1.0)):
         with pytest.raises(InvalidInput, match="start at 0"):
             paint_trajectory(pipeline, slider, "cat", scales)

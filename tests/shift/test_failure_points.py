@@ -137,8 +137,8 @@ def test_the_probe_states_the_earliest_failure_without_a_query(random_curve: Shi
     assert found.value is not None
     assert found.ci[0] < found.value < found.ci[1]
     bars, survival = probe.exhibits(table, context)
-    assert bars.bars[0].label == "fog"  # type: ignore[union-attr]
+    assert bars.bars[0].label == "fog"
     assert survival.title.endswith("weather")
-    assert len(survival.points) == 10  # type: ignore[union-attr]
+    assert len(survival.points) == 10
     assert probe.findings(pa.table({}), context) == []
     assert probe.exhibits(pa.table({}), context) == []

@@ -225,14 +225,14 @@ def test_findings_give_the_improved_robustness_of_every_side(table: Rows) -> Non
         assert finding.ci[0] <= expected <= finding.ci[1]
         assert f"At {side} px" in finding.title
         assert finding.effect == 0
-    assert findings[4].value < findings[16].value  # type: ignore[operator]
+    assert findings[4].value < findings[16].value
 
 
 def test_a_guessing_model_is_not_called_robust(digits: tuple[Tensor, Tensor]) -> None:
     constant = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     with torch.no_grad():
-        constant[1].weight.zero_()  # type: ignore[union-attr,operator]
-        constant[1].bias.copy_(torch.arange(10.0))  # type: ignore[union-attr,operator]
+        constant[1].weight.zero_()
+        constant[1].bias.copy_(torch.arange(10.0))
     table = PROBE.run(TorchModel(constant, SPEC), batch_of(digits, 0, 400), RANDOM)
     finding = PROBE.findings(table, CONTEXT)[-1]
     assert finding.value is not None

@@ -54,7 +54,7 @@ def test_against_alexnet_the_published_errors_divide() -> None:
     expected = 100 * np.mean([np.mean(errors[name]) / ALEXNET_ERRORS[name] for name in ("fog", "snow")])
     assert plain.value == pytest.approx(expected)
     (grid,) = probe.exhibits(probe.run({RUNS: table}, CONTEXT), CONTEXT)
-    assert [row[0] for row in grid.rows] == ["fog", "snow", "clean"]  # type: ignore[union-attr]
+    assert [row[0] for row in grid.rows] == ["fog", "snow", "clean"]
 
 
 def test_the_interval_covers_the_truth() -> None:

@@ -279,7 +279,7 @@ def test_a_perfect_clean_score_is_no_error() -> None:
             ),
             "baseline",
         ),
-        (lambda: MedicalArtefacts(modality="brain"), "modality"),  # type: ignore[arg-type]
+        (lambda: MedicalArtefacts(modality="brain"), "modality"),
         (lambda: MedicalArtefacts(severities=(0.0, 1.0)), "severities"),
         (lambda: MedicalAugmentation(without=("noise",)), "without"),
         (lambda: MedicalAugmentation(without=("digital", "blur", "colour", "task")), "leave an artefact"),
@@ -447,6 +447,6 @@ def test_an_empty_table_says_nothing() -> None:
 def test_bars_hold_the_balanced_error_of_each_artefact(table: Rows) -> None:
     bars = PROBE.exhibits(table, CONTEXT)[0]
     expected = balanced_errors(table).by_artefact
-    assert {bar.label: bar.value for bar in bars.bars} == {  # type: ignore[union-attr]
+    assert {bar.label: bar.value for bar in bars.bars} == {
         name.replace("_", " "): pytest.approx(np.mean(row)) for name, row in expected.items()
     }

@@ -190,7 +190,7 @@ def test_the_exact_radius_of_a_linear_model_is_at_least_the_certified_one_and_fl
     model = additive(3)
     inputs, labels = answered(model)
     radius = certified_radius(model, inputs, labels, spectral_lipschitz(model)).joint
-    maps = {n: model.scales[n][:, None] * model.heads[n] @ e.weight for n, e in model.encoders.items()}  # type: ignore[attr-defined]
+    maps = {n: model.scales[n][:, None] * model.heads[n] @ e.weight for n, e in model.encoders.items()}
     logits = model(inputs)
     for i, y in enumerate(labels.tolist()):
         normals = {k: torch.cat([m[y] - m[k] for m in maps.values()]) for k in range(K) if k != y}
@@ -229,7 +229,7 @@ def test_negative_scales_do_not_enlarge_the_radius() -> None:
     logits = model(inputs)
     margin = (logits.gather(1, labels[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
     speed = {name: model.scales[name] * tau[name] for name in SIZES}
-    published = margin / sum((s[labels] + s[rival]).square() for s in speed.values()).sqrt()  # type: ignore[union-attr]
+    published = margin / sum((s[labels] + s[rival]).square() for s in speed.values()).sqrt()
     ours = certified_radius(model, inputs, labels, Lipschitz(tau, sound=True)).joint
     assert bool((ours <= published + 1e-12).all())
 
@@ -388,7 +388,7 @@ def test_a_larger_radius_never_costs_a_linear_two_class_model_less() -> None:
 @pytest.mark.parametrize("given", [{"eps": ()}, {"eps": (0.0, 1.0)}, {"eps": (2.0, 1.0)}, {"steps": 0}, {"step": 0.0}])
 def test_unusable_settings_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
-        ModalityPreference(**given)  # type: ignore[arg-type]
+        ModalityPreference(**given)
 
 
 def test_unusable_data_are_refused() -> None:
@@ -397,7 +397,7 @@ def test_unusable_data_are_refused() -> None:
 
     def refused(given: dict[str, Tensor], labels: Tensor, message: str, **settings: object) -> None:
         with pytest.raises(InvalidInput, match=message):
-            evaluate(model, [(given, labels)], ModalityPreference(**settings))  # type: ignore[arg-type]
+            evaluate(model, [(given, labels)], ModalityPreference(**settings))
 
     refused({"image": inputs["image"]}, labels, "two modalities")
     refused({**inputs, "sound": inputs["sound"][:5]}, labels, "one batch size")

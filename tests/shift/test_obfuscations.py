@@ -258,7 +258,7 @@ def test_bad_input_is_refused_by_name(wrong: dict[str, object], named: str) -> N
         "generators": generators(2),
     }
     with pytest.raises(InvalidInput, match=named):
-        obfuscate(**{**arguments, **wrong})  # type: ignore[arg-type]
+        obfuscate(**{**arguments, **wrong})
 
 
 # Training and patches
@@ -351,7 +351,7 @@ def test_patches_refuse_what_they_cannot_use(network: nn.Module, digits: tuple[T
             "generators": generators(2),
         }
         with pytest.raises(InvalidInput, match=named):
-            adversarial_patches(**{**arguments, **wrong})  # type: ignore[arg-type]
+            adversarial_patches(**{**arguments, **wrong})
 
 
 def right(table: Rows, shift: str) -> np.ndarray:
@@ -445,4 +445,4 @@ def test_too_few_samples_decide_nothing_and_no_rows_say_nothing(table: Rows, con
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
-        Obfuscations(**settings)  # type: ignore[arg-type]
+        Obfuscations(**settings)

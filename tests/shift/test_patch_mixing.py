@@ -317,7 +317,7 @@ def test_maps_come_in_any_size_and_bad_ones_are_refused() -> None:
     image = torch.rand(3, 16, 16)
     for bad in ({"masks": 1}, {"cells": 1}, {"keep": 1.0}):
         with pytest.raises(InvalidInput):
-            contrastive_rise(linear, image, 0, 1, stream(), **bad)  # type: ignore[arg-type]
+            contrastive_rise(linear, image, 0, 1, stream(), **bad)
     for a, b in ((0, 0), (0, 3), (-1, 0)):
         with pytest.raises(InvalidInput):
             contrastive_rise(linear, image, a, b, stream())
@@ -340,7 +340,7 @@ def test_bad_settings_are_refused() -> None:
         {"patch": 0},
     ):
         with pytest.raises(InvalidInput):
-            PatchReplacement(**bad)  # type: ignore[arg-type]
+            PatchReplacement(**bad)
     images, _ = spotted(4)
     with pytest.raises(InvalidInput, match="two classes"):
         PatchReplacement().run(model(), Data(images, torch.zeros(4, dtype=torch.long)), {}, RANDOM)

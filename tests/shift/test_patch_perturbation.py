@@ -229,6 +229,6 @@ def test_an_empty_table_says_nothing_and_bad_settings_are_refused(
         {"patch": 1},
     ):
         with pytest.raises(InvalidInput):
-            PatchPerturbation(**bad)  # type: ignore[arg-type]
+            PatchPerturbation(**bad)
     with pytest.raises(InvalidInput, match="divide"):
         list(PatchPerturbation(names=("fog",), patch=5).conditions(smooth(1), RANDOM))

@@ -180,4 +180,4 @@ def test_bad_input_is_refused() -> None:
         positions_for(0.0, 1)
     for settings in ({"crop_share": 1.0}, {"pixels": 0}):
         with pytest.raises(InvalidInput):
-            CropSelection(**settings)  # type: ignore[arg-type]
+            CropSelection(**settings)

@@ -98,8 +98,8 @@ def test_a_rate_for_each_sensor_singles_out_its_conditions(table: FailureTable) 
 def test_losing_every_element_is_missing_and_losing_none_is_clean(table: FailureTable, metric: str) -> None:
     for failed in failure_subsets(SENSORS)[1:-1]:
         gone, kept = Condition("random 1", failed), Condition("random 0", failed)
-        assert table.score(gone, metric) == table.score(Condition("missing", failed), metric)  # type: ignore[arg-type]
-        assert table.score(kept, metric) == table.score(CLEAN, metric)  # type: ignore[arg-type]
+        assert table.score(gone, metric) == table.score(Condition("missing", failed), metric)
+        assert table.score(kept, metric) == table.score(CLEAN, metric)
 
 
 @pytest.mark.parametrize("scenario", ["missing", "random 0.5"])
@@ -210,7 +210,7 @@ def test_a_failed_sensor_delivers_what_was_chosen() -> None:
         ]
 
     def settings(**given: object) -> SensorFailure:
-        return SensorFailure(classes=2, rates=(), levels=(), **given)  # type: ignore[arg-type]
+        return SensorFailure(classes=2, rates=(), levels=(), **given)
 
     assert delivered(settings()) == [[0, 0, 0], [0, 0]]
     assert delivered(settings(fill="last")) == [[0, 1, 2], [0, 0]]
@@ -285,7 +285,7 @@ def test_few_images_get_no_interval(model: nn.Module, data: Data) -> None:
 )
 def test_unusable_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
-        SensorFailure(**{"classes": 3, **settings})  # type: ignore[arg-type]
+        SensorFailure(**{"classes": 3, **settings})
 
 
 def _broken() -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
@@ -326,7 +326,7 @@ def test_figures_that_were_not_measured_are_refused(table: FailureTable) -> None
     with pytest.raises(InvalidInput, match=r"random 0\.5"):
         table.average("random 0.3")
     with pytest.raises(InvalidInput, match="metric"):
-        table.average(metric="dice")  # type: ignore[arg-type]
+        table.average(metric="dice")
     for p in (1.0, -0.1, {"rgb": 0.1}):
         with pytest.raises(InvalidInput, match=r"\[0, 1\)"):
             table.expected(p)

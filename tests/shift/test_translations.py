@@ -136,7 +136,7 @@ def test_bad_moves_are_refused(batch: Batch) -> None:
         translated(batch.images, 0, 0, 10)
     for settings in ({"pixels": ()}, {"pixels": (2, 1)}, {"pixels": (0,)}, {"border": "torn"}):
         with pytest.raises(InvalidInput):
-            Translations(**settings)  # type: ignore[arg-type]
+            Translations(**settings)
     with pytest.raises(InvalidInput, match="gallery"):
         neighbour_changed(lambda x: x, torch.rand(1, 3), batch.images, batch.images)
     assert len(set(DIRECTIONS)) == 8
