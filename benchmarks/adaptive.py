@@ -25,7 +25,8 @@ from snellen.audit.executor import BatchSize, SampleView
 from snellen.data import Dataset
 from snellen.demo.digits import demo_images
 from snellen.models import Model
-from snellen.models.loading import DataHints, ModelOptions, load_model
+from snellen.models.loading import load_model
+from snellen.models.options import DataHints, ModelOptions
 from snellen.probe import Rows
 from snellen.randomness import SampleRandom
 from snellen.shift._levels import levels_of

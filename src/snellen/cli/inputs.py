@@ -8,7 +8,8 @@ from typing import NamedTuple
 from snellen.data import Dataset, load_dataset
 from snellen.errors import InvalidInput
 from snellen.models import Access, Model
-from snellen.models.loading import DataHints, LoadedModel, ModelOptions, load_model, read_class_names
+from snellen.models.loading import LoadedModel, load_model, read_class_names
+from snellen.models.options import DataHints, ModelOptions
 
 
 class ModelFlags(NamedTuple):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,38 +12,13 @@ import torch
 from torch import Tensor
 
 from snellen.errors import InvalidInput
-from snellen.models.access import Access
 from snellen.models.ledger import QueryLedger
 from snellen.models.model import Model
 from snellen.models.opening import Source, open_source
+from snellen.models.options import DataHints, ModelOptions
 from snellen.models.spec import ModelSpec, fingerprint_weights
 from snellen.models.torch_model import TorchModel
 from snellen.randomness import torch_generator
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What the user says about a model that cannot say it itself; None where the model or the data is to be asked.
-
-    architecture: "timm:NAME", "torchvision:NAME" or "py:module:function", for a state dict. access: less than what
-    the model would grant, to examine it as someone who has less.
-    """
-
-    classes: Sequence[str] | None = None
-    input_size: tuple[int, int] | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    architecture: str | None = None
-    device: str = "cpu"
-    access: Access | None = None
-    budget: int | None = None
-
-
-class DataHints(NamedTuple):
-    """What the data can say where neither the model nor the user does."""
-
-    class_names: Sequence[str] | None = None
-    image_size: tuple[int, int] | None = None
 
 
 class LoadedModel(NamedTuple):
@@ -60,7 +34,7 @@ def load_model(name: str, options: ModelOptions | None = None, hints: DataHints 
     Raises InvalidInput or UntrustedFile with a sentence that says what to do.
     """
     options, hints = options or ModelOptions(), hints or DataHints()
-    source = open_source(name, options.architecture)
+    source = open_source(name, options)
     warnings: list[str] = []
     spec = _spec(name, source, options, hints, warnings)
     _check_device(options.device)
@@ -109,6 +83,7 @@ def _spec(name: str, source: Source, options: ModelOptions, hints: DataHints, wa
         tuple(std) if std is not None else (1.0,) * (len(mean) if mean else 3),
         source.interpolation,
         source.crop_fraction,
+        fingerprint=source.fingerprint,
         class_aliases=source.aliases or {},
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snellen.errors import InvalidInput
 from snellen.models.checkpoints import read_exported, read_state_dict
+from snellen.models.options import ModelOptions
 from snellen.models.spec import Interpolation
 
 ACCEPTED = (
@@ -32,10 +33,12 @@ class Source(NamedTuple):
     interpolation: Interpolation = "bilinear"
     crop_fraction: float = 1.0
     aliases: dict[str, str] | None = None
+    fingerprint: str = ""
+    """Identity of a network that is no `nn.Module`, whose weights cannot be hashed."""
 
 
-def open_source(name: str, architecture: str | None) -> Source:
-    """The network behind a name or path. architecture: for a file that holds weights only."""
+def open_source(name: str, options: ModelOptions) -> Source:
+    """The network behind a name or path."""
     scheme, _, rest = name.partition(":")
     if name == "demo" or scheme == "demo":
         return _demo(rest or "faulty")
@@ -49,7 +52,7 @@ def open_source(name: str, architecture: str | None) -> Source:
     if path.suffix == ".pt2":
         return Source(read_exported(path))
     if path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
-        return _state_dict(path, architecture)
+        return _state_dict(path, options.architecture)
     raise InvalidInput(f"model file {path.name!r} has an unknown ending; accepted are {ACCEPTED}")
 
 
