@@ -47,7 +47,7 @@ def main() -> None:
     loaded, dataset = load_model("demo").model, load_dataset("demo")
     with tempfile.TemporaryDirectory() as folder:
         examination = Examination(loaded, dataset, preset(name), folder)
-        batch_size = examination.executor.batch_size.value
+        batch_size = examination.worker.batch_size.value
         before = pass_seconds(loaded, batch_size)
         begun = time.perf_counter()
         audit = examination.run()

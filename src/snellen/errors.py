@@ -25,3 +25,7 @@ class BudgetExhausted(SnellenError):
 
 class UntrustedFile(SnellenError):
     """The file could run code when it is loaded, so it was not loaded."""
+
+
+class ModelUnavailable(SnellenError):
+    """The model can no longer be asked, for example because its server does not answer; what is stored is safe."""

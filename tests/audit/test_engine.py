@@ -22,7 +22,7 @@ import torch
 from snellen import probe as registry
 from snellen.audit import Audit, Examination, Plan
 from snellen.audit.forecast import forecast
-from snellen.audit.jobs import choose, shard_size
+from snellen.audit.jobs import balanced_order, shard_size
 from snellen.data import Dataset
 from snellen.errors import InvalidInput
 from snellen.models import Access, Model, ModelSpec, QueryLedger, TorchModel
@@ -110,7 +110,7 @@ def test_a_smaller_batch_after_a_memory_shortage_is_remembered(
 ) -> None:
     examination = Examination(tiny_model, tiny_data, plan({"test/noisy": {"out_of_memory_above": 5}}), str(tmp_path))
     audit = examination.run()
-    assert examination.executor.batch_size.value <= 5
+    assert examination.worker.batch_size.value <= 5
     assert audit.tables["test/noisy"].column("id").to_pylist() == tiny_data.ids
     assert audit.failures == []
 
@@ -146,10 +146,10 @@ def test_a_budget_is_never_exceeded_and_keeps_the_rows_it_paid_for(
     undisturbed = examine(tiny_model, tiny_data, tmp_path / "whole", "test/noisy").tables["test/noisy"]
     tiny_model.ledger = QueryLedger(budget=25)
     examination = Examination(tiny_model, tiny_data, plan("test/noisy", shard_size=20), str(tmp_path / "part"))
-    examination.executor.batch_size.value = 5
+    examination.worker.batch_size.value = 5
     audit = examination.run()
     assert tiny_model.ledger.totals.forward == 25
-    assert audit.budget_note is not None
+    assert audit.stopped is not None
     assert audit.tables["test/noisy"].equals(undisturbed.slice(0, 25))
     tiny_model.ledger = QueryLedger()
     resumed = Examination(tiny_model, tiny_data, plan("test/noisy", shard_size=20), str(tmp_path / "part")).run()
@@ -240,10 +240,10 @@ def test_very_few_images_give_no_false_statement(
 
 
 def test_a_subset_is_balanced_and_nested(tiny_data: Dataset) -> None:
-    small, large = choose(tiny_data, 12, seed=0), choose(tiny_data, 30, seed=0)
+    small, large = balanced_order(tiny_data, 0)[:12], balanced_order(tiny_data, 0)[:30]
     assert set(small) <= set(large)
     assert [int((tiny_data.labels[small] == label).sum()) for label in range(3)] == [4, 4, 4]
-    assert set(choose(tiny_data, 12, seed=1)) != set(small)
+    assert set(balanced_order(tiny_data, 1)[:12]) != set(small)
 
 
 def test_shards_grow_with_the_data() -> None:

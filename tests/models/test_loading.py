@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from snellen.errors import InvalidInput, UntrustedFile
 from snellen.models import Access
-from snellen.models.loading import load_model, read_class_names
+from snellen.models.class_names import read_class_names
+from snellen.models.loading import load_model
 from snellen.models.options import DataHints, ModelOptions
 
 CLASSES = ["a", "b", "c"]

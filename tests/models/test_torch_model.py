@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -163,3 +165,43 @@ def test_the_fingerprint_follows_the_weights(tiny_model: Model) -> None:
 def test_an_impossible_spec_is_refused(change: dict[str, tuple[float, ...]], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         ModelSpec(**{"name": "m", "class_names": ("a", "b"), "input_size": (4, 4), **change})
+
+
+@pytest.fixture(scope="module")
+def larger() -> tuple[torch.nn.Module, ModelSpec]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(256, 5),
+        )  # fmt: skip
+    return network, ModelSpec("larger", tuple("abcde"), (16, 16))
+
+
+def test_bf16_is_within_two_percent_of_float32_and_differentiable(larger: tuple[torch.nn.Module, ModelSpec]) -> None:
+    plain, short = TorchModel(*larger), TorchModel(*larger, dtype=torch.bfloat16)
+    x = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    exact = plain(x)
+    assert (short(x) - exact).abs().max() < 0.02 * exact.abs().max()
+    assert short(x).dtype == torch.float32
+    wanted, got = (torch.autograd.grad(model(x).sum(), x)[0].flatten() for model in (plain, short))
+    assert torch.cosine_similarity(wanted, got, dim=0) > 0.99
+    assert short.spec.fingerprint != plain.spec.fingerprint  # rows of one must not be taken for rows of the other
+
+
+def test_a_compiled_network_answers_as_the_eager_one(larger: tuple[torch.nn.Module, ModelSpec]) -> None:
+    plain, fast = TorchModel(*larger), TorchModel(*larger, compiled=True)
+    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(fast.scores(x), plain.scores(x), atol=1e-5)
+    assert torch.equal(fast.features(x), plain.features(x))
+    assert fast.ledger.totals.forward == 16
+    assert fast.spec.fingerprint != plain.spec.fingerprint
+
+
+def test_a_copy_for_another_process_answers_the_same_and_counts_for_itself(tiny_model: Model) -> None:
+    x = torch.rand(4, 3, 16, 16)
+    copy = pickle.loads(pickle.dumps(tiny_model.restrict(Access.SCORES)))
+    assert torch.equal(copy.scores(x), tiny_model.scores(x))
+    assert copy.ledger.totals.forward == 4
+    with pytest.raises(AccessDenied):
+        copy.features(x)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
-from snellen.audit.executor import LocalExecutor
+from snellen.audit.executor import Executor, LocalExecutor, Outcome, Task, Worker, described
 from snellen.audit.findings import Statement, repeat_command, statements, to_json
-from snellen.audit.jobs import Entry, Job, LeftOut, analysis_job, expand, jobs_of
+from snellen.audit.jobs import Entry, Job, LeftOut, analysis_job, expand, jobs_of, most_telling_first
+from snellen.audit.journal import Journal
 from snellen.audit.manifest import describe_run, quarantine_table
 from snellen.audit.plan import Plan, settings_of
 from snellen.audit.progress import Progress, Silent, Work
-from snellen.audit.store import JobRecord, Store
+from snellen.audit.ray_executor import RayExecutor
+from snellen.audit.store import JobRecord, Store, total_cost
 from snellen.audit.tables import StoredTables
 from snellen.data import Dataset, Geometry, Loader, align_classes, fingerprint
-from snellen.errors import InvalidInput, SnellenError
-from snellen.models import Model
+from snellen.errors import BudgetExhausted, InvalidInput, ModelUnavailable
+from snellen.models import LedgerTotals, Model
 from snellen.probe import Analysis, Context, Finding
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,15 @@ class FailedJob:
     key: str
     error: str
     traceback: str
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """A probe of which `missing` of `jobs` jobs were not reached before the run stopped."""
+
+    probe: str
+    missing: int
+    jobs: int
 
 
 @dataclass
@@ -54,7 +66,9 @@ class Audit:
     tables: StoredTables
     statements: list[Statement] = field(default_factory=list)
     failures: list[FailedJob] = field(default_factory=list)
-    budget_note: str | None = None
+    stopped: str | None = None
+    """Why not everything was done: the budget, the time limit, or a server that no longer answers."""
+    unreached: list[Unreached] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -63,6 +77,18 @@ def loader_for(model: Model, dataset: Dataset) -> Loader:
     spec = model.spec
     geometry = Geometry(spec.input_size, spec.crop_fraction, spec.interpolation, spec.channels)
     return Loader(dataset, geometry, model.device)
+
+
+def executor_of(name: str, worker: Worker, progress: Progress, workers: int | None = None) -> Executor:
+    """The executor that a user names."""
+    if name == "local":
+        if workers not in (None, 1):
+            raise InvalidInput(f"the local executor has one worker, got {workers}; use --executor ray for more")
+        return LocalExecutor(worker, progress.advance)
+    if name in ("ray", "ray:auto") or name.startswith("ray://"):
+        address = {"ray": os.environ.get("RAY_ADDRESS"), "ray:auto": "auto"}.get(name, name)
+        return RayExecutor(worker, progress.advance, address, workers)
+    raise InvalidInput(f"executor must be local, ray, ray:auto or ray://HOST:PORT, got {name!r}")
 
 
 class Examination:
@@ -79,9 +105,12 @@ class Examination:
         names: tuple[str, str] | None = None,
         warnings: list[str] | None = None,
         inputs: Mapping[str, object] | None = None,
+        executor: str = "local",
+        workers: int | None = None,
     ) -> None:
-        """names: what the user called model and data, for the commands that repeat a statement. inputs: the flags that
-        opened them, kept in the manifest so that `snellen report` can open them again."""
+        """executor: "local", "ray" (at `RAY_ADDRESS`, else made for the run), "ray:auto" or "ray://HOST:PORT".
+        workers: Ray actors, None for one a device. names: what the user called model and data, for the commands that
+        repeat a statement. inputs: the flags that opened them, kept so that `snellen report` can open them again."""
         self.progress = progress or Silent()
         self.model, self.plan = model, plan
         self.names = names or (model.spec.name, dataset.name)
@@ -100,100 +129,153 @@ class Examination:
             )
         context = Context(spec, dataset.table, dataset.attributes, plan.seed)
         entries, left_out = expand(plan, dataset, model.access)
+        if model.ledger.limited:
+            entries = most_telling_first(entries)
         store = Store(out)
         found = [*(warnings or []), *dataset.warnings]
         self.audit = Audit(
             plan, model, loader, dataset, context, entries, left_out, store, StoredTables(store), warnings=found
         )
-        self.executor = LocalExecutor(model, loader, plan.seed)
-        self.jobs = {
-            entry.label: jobs_of(entry, plan, spec, dataset, self.digests) for entry in entries if entry.touches_model
-        }
+        self.journal = Journal(store, model.ledger)
+        self.worker = Worker(model, loader, plan.seed, store)
+        self.executor = executor_of(executor, self.worker, self.progress, workers)
+        self.jobs = {entry.label: jobs_of(entry, plan, spec, self.digests) for entry in entries if entry.touches_model}
+        self.analyses: dict[str, Job] = {}
+        self._open: dict[str, int] = {}
+        self._in_flight = 0
+        self._tried = not model.remote
 
     def run(self, compute: bool = True) -> Audit:
         """Do what is missing, judge everything, write the run directory. Ctrl-C leaves a directory to resume from.
 
         compute: False judges what is stored and runs no probe on the model.
         """
-        self.compute = compute
         audit, store = self.audit, self.audit.store
         store.write(self.plan.to_yaml().encode(), "plan.yaml")
         store.write(quarantine_table(audit.dataset.quarantine), "quarantine.parquet")
         self._write_manifest("running")
         self.progress.begin([self._work(entry) for entry in audit.entries])
+        ledger = self.model.ledger
+        ledger.attach(self.journal.earlier(), self.journal)
         try:
-            for entry in audit.entries:
-                trouble = self._run_probe(entry) if entry.touches_model else self._run_analysis(entry)
-                self.progress.finish(entry.label, trouble)
+            self._work_off(compute)
         except KeyboardInterrupt:
             self._write_manifest("interrupted")
             raise
+        finally:
+            self.executor.close()
+            ledger.attach(LedgerTotals(), None)
+            self.journal.close()
         audit.statements = self._judge()
+        audit.unreached = self._unreached() if compute else []
         store.write(to_json(audit.statements), "findings.json")
-        self._write_manifest("stopped by the budget" if audit.budget_note else "finished")
+        self._write_manifest("stopped early" if audit.stopped else "finished")
         return audit
 
     def _work(self, entry: Entry) -> Work:
-        jobs = self.jobs.get(entry.label, [])
+        jobs = self.jobs.get(entry.label)
+        if jobs is None:
+            return Work(entry.label, 0, 0)
         done = sum(len(job.rows) for job in jobs if self.audit.store.has(entry.probe.name, job.key))
-        return Work(entry.label, sum(len(job.rows) for job in jobs), done)
+        return Work(entry.label, jobs.images, done)
 
-    def _run_probe(self, entry: Entry) -> str | None:
-        audit = self.audit
-        failed = 0
-        for job in self.jobs[entry.label]:
-            if audit.store.has(entry.probe.name, job.key):
+    def _work_off(self, compute: bool) -> None:
+        """Every entry in order; an executor that takes several jobs at a time gets those of the next entry too."""
+        for entry in self.audit.entries:
+            if set(entry.probe.needs) & {name.partition("#")[0] for name in self._open}:
+                self._settle()
+            if not entry.touches_model:
+                self.progress.finish(entry.label, self._run_analysis(entry))
                 continue
-            if not self.compute:
-                continue
-            if audit.budget_note:
-                break
+            self._open[entry.label] = 1  # held open until all its jobs are handed over
+            for job in self.jobs[entry.label]:
+                if not compute:
+                    break
+                if self.audit.store.has(entry.probe.name, job.key):
+                    continue
+                while self._in_flight >= self.executor.capacity:
+                    self._take(self.executor.wait())
+                if not self._can_go_on():
+                    break
+                self.executor.submit(self._task(job))
+                self._in_flight += 1
+                self._open[entry.label] += 1
+            self._close(entry.label)
+        self._settle()
+
+    def _task(self, job: Job) -> Task:
+        probe = job.entry.probe
+        tables = {name: self.audit.tables.files[name] for name in probe.needs if name in self.audit.tables.files}
+        return Task(job.entry.label, probe, job.key, job.rows, tables)
+
+    def _can_go_on(self) -> bool:
+        """A remote model is asked one image, on the books, before the first job: a wrong spec fails once, not often."""
+        if not self._tried and self.audit.stopped is None:
+            self._tried = True
             try:
-                result = self.executor.run(job, audit.tables, lambda images: self.progress.advance(entry.label, images))
-            except Exception as error:  # any fault of a probe is that job's fault alone
-                failed += 1
-                self._failed(job, error)
-                continue
-            if result.rows is not None:
-                out_of_budget = result.out_of_budget is not None
-                audit.store.commit(entry.probe.name, job.key, result.rows, result.record, partial=out_of_budget)
-            if result.out_of_budget is not None:
-                audit.budget_note = str(result.out_of_budget)
-        audit.tables.add(entry.label, entry.probe.name, [job.key for job in self.jobs[entry.label]])
-        if failed:
-            return f"{failed} of {len(self.jobs[entry.label])} jobs failed: {audit.failures[-1].error}"
-        return audit.budget_note
+                self.model.try_out()
+            except (BudgetExhausted, ModelUnavailable) as error:
+                self.audit.stopped = str(error)
+        return self.audit.stopped is None
+
+    def _settle(self) -> None:
+        while self._in_flight:
+            self._take(self.executor.wait())
+
+    def _take(self, outcome: Outcome) -> None:
+        audit, task = self.audit, outcome.task
+        self._in_flight -= 1
+        if outcome.written:
+            audit.store.note(task.probe.name, task.key, outcome.partial)
+        if outcome.error is not None:
+            audit.failures.append(FailedJob(task.label, task.key, outcome.error, outcome.traceback))
+        if outcome.stopped is not None and audit.stopped is None:
+            audit.stopped = outcome.stopped
+        self._close(task.label)
+
+    def _close(self, label: str) -> None:
+        """One of an entry's jobs less; after the last one its table can be read."""
+        audit = self.audit
+        self._open[label] -= 1
+        if self._open[label]:
+            return
+        del self._open[label]
+        jobs = self.jobs[label]
+        audit.tables.add(label, jobs.entry.probe.name, (job.key for job in jobs))
+        mine = [failure for failure in audit.failures if failure.probe == label]
+        trouble = f"{len(mine)} of {len(jobs)} jobs failed: {mine[-1].error}" if mine else None
+        if not mine and len(audit.tables.files.get(label, ())) < len(jobs):
+            trouble = audit.stopped
+        self.progress.finish(label, trouble)
 
     def _run_analysis(self, entry: Entry) -> str | None:
         audit = self.audit
         missing = [name for name in entry.probe.needs if name not in audit.tables]
         if missing:
             return f"there is no table {missing[0]!r} to read"
-        partial = audit.budget_note is not None or bool(audit.failures)
-        keys = {
-            other.label: [job.key for job in self.jobs.get(other.label, [])]
+        partial = audit.stopped is not None or bool(audit.failures)
+        needed = {
+            other.label: self.jobs.get(other.label) or [self.analyses[other.label]]
             for other in audit.entries
-            if other.probe.name in entry.probe.needs
+            if other.probe.name in entry.probe.needs and (other.touches_model or other.label in self.analyses)
         }
-        job = analysis_job(entry, self.plan, self.model.spec, audit.context.samples, keys)
-        self.jobs[entry.label] = [job]
+        job = analysis_job(entry, self.plan, self.model.spec, audit.context.samples, needed)
+        self.analyses[entry.label] = job
         if partial or not audit.store.has(entry.probe.name, job.key):
             begun = time.perf_counter()
             try:
                 rows = cast(Analysis, entry.probe).run(audit.tables, audit.context)
             except Exception as error:  # any fault of a probe is that job's fault alone
-                self._failed(job, error)
+                self._failed(entry.label, job.key, error)
                 return audit.failures[-1].error
             record = JobRecord(0, 0, time.perf_counter() - begun)
             audit.store.commit(entry.probe.name, job.key, rows, record, partial=partial)
         audit.tables.add(entry.label, entry.probe.name, [job.key])
         return None
 
-    def _failed(self, job: Job, error: Exception) -> None:
-        described = str(error) if isinstance(error, SnellenError) else f"{type(error).__name__}: {error}"
-        text = "".join(traceback.format_exception(error))
-        self.audit.failures.append(FailedJob(job.entry.label, job.key, described, text))
-        log.debug("job %s of %s failed", job.key, job.entry.label, exc_info=error)
+    def _failed(self, label: str, key: str, error: Exception) -> None:
+        self.audit.failures.append(FailedJob(label, key, described(error), "".join(traceback.format_exception(error))))
+        log.debug("job %s of %s failed", key, label, exc_info=error)
 
     def _judge(self) -> list[Statement]:
         audit = self.audit
@@ -205,24 +287,42 @@ class Examination:
             settings = settings_of(entry.probe)
             repeat = repeat_command(entry.probe.name, *self.names, settings, entry.samples, self.plan.seed)
             try:
-                found += [(entry.label, repeat, finding) for finding in entry.probe.findings(table, audit.context)]
+                mine = entry.probe.findings(table, audit.context)
             except Exception as error:  # the rows are safe; only the statements of this probe are missing
-                self._failed(Job(entry, entry.rows, "findings"), error)
+                self._failed(entry.label, "findings", error)
+                continue
+            if note := self._incomplete(entry):
+                mine = [replace(finding, title=finding.title.rstrip(".") + note) for finding in mine]
+            found += [(entry.label, repeat, finding) for finding in mine]
         return statements(found)
 
+    def _incomplete(self, entry: Entry) -> str:
+        """What the titles of a probe must add when it did not see all its samples."""
+        jobs = self.jobs.get(entry.label)
+        if jobs is None or all(self.audit.store.has(entry.probe.name, job.key) for job in jobs):
+            return ""
+        there = sum(len(job.rows) for job in jobs if self.audit.store.has(entry.probe.name, job.key))
+        return f" (the run stopped early: {there:,} of {jobs.images:,} images done, in the data's order)"
+
+    def _unreached(self) -> list[Unreached]:
+        """Entries of which jobs are missing although none of them failed."""
+        audit = self.audit
+        failed = {failure.key for failure in audit.failures}
+        found = []
+        for label, jobs in self.jobs.items():
+            name = jobs.entry.probe.name
+            missing = sum(1 for job in jobs if not audit.store.has(name, job.key) and job.key not in failed)
+            if missing:
+                found.append(Unreached(label, missing, len(jobs)))
+        return found
+
     def _write_manifest(self, status: str) -> None:
-        data = fingerprint(self.audit.dataset.ids, self.audit.dataset.labels, self.digests)
-        described = describe_run(self.audit, status, self.names, data, self.begun, self._costs(), self.inputs)
+        spent = self.journal.earlier() + self.journal.spent
+        described = describe_run(
+            self.audit, status, self.names, fingerprint(self.digests), self.begun, self._costs(), spent, self.inputs
+        )
         self.audit.store.write(json.dumps(described, indent=1).encode(), "manifest.json")
 
     def _costs(self) -> dict[str, JobRecord]:
         """What each probe cost, summed over its finished jobs of this run and of those before it."""
-        costs = {}
-        for label in self.audit.tables:
-            found = self.audit.tables.records(label)
-            costs[label] = JobRecord(
-                sum(record.forward for record in found),
-                sum(record.backward for record in found),
-                sum(record.seconds for record in found),
-            )
-        return costs
+        return {label: total_cost(self.audit.tables.records(label)) for label in self.audit.tables}

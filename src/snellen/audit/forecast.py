@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 
 from snellen.audit.engine import Examination
 from snellen.audit.jobs import total_passes
-from snellen.models import Access, Model, QueryLedger
+from snellen.models import Access, Model
 from snellen.probe import Passes
 
 
@@ -28,11 +29,11 @@ class Forecast(NamedTuple):
 def forecast(examination: Examination) -> list[Forecast]:
     """What the plan would cost. Jobs that are already there count as finished and cost nothing."""
     audit = examination.audit
-    batch_size = examination.executor.batch_size.value
+    batch_size = examination.worker.batch_size.value
     forward, backward = seconds_per_image(audit.model, batch_size)
     lines = []
     for entry in audit.entries:
-        jobs = examination.jobs.get(entry.label, [])
+        jobs = examination.jobs.get(entry.label, ())
         waiting = [job for job in jobs if not audit.store.has(entry.probe.name, job.key)]
         costs = [total_passes(job, batch_size) for job in waiting]
         passes = Passes(sum(cost.forward for cost in costs), sum(cost.backward for cost in costs))
@@ -43,18 +44,19 @@ def forecast(examination: Examination) -> list[Forecast]:
 
 
 def seconds_per_image(model: Model, batch_size: int, repeats: int = 3) -> tuple[float, float]:
-    """Seconds an image forward and backward, the least of a few repeats; not booked in the ledger."""
-    ledger, images = QueryLedger(), torch.rand(batch_size, model.spec.channels, *model.spec.input_size)
-    images = images.to(model.device)
-    kept, model.ledger = model.ledger, ledger
-    try:
+    """Seconds an image forward and backward, the least of a few repeats; not booked in the ledger.
+
+    NaN for a remote model, which is not asked.
+    """
+    if model.remote:
+        return math.nan, 0.0
+    images = torch.rand(batch_size, model.spec.channels, *model.spec.input_size).to(model.device)
+    with model.ledger.off_the_books():
         forward = min(_timed(lambda: model.labels(images), model.device) for _ in range(repeats))
         backward = 0.0
         if model.access >= Access.GRADIENTS:
             both = min(_timed(lambda: _gradient(model, images), model.device) for _ in range(repeats))
             backward = max(both - forward, forward)
-    finally:
-        model.ledger = kept
     return forward / batch_size, backward / batch_size
 
 

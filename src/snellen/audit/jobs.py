@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 
 from snellen.audit.plan import Plan, PlannedProbe, settings_of
-from snellen.data import Dataset, fingerprint
+from snellen.data import Dataset
 from snellen.errors import InvalidInput
 from snellen.models import Access, ModelSpec
 from snellen.probe import Passes, Probe, Scope
@@ -44,6 +46,38 @@ class Job:
     key: str
 
 
+class Jobs(Sequence[Job]):
+    """The jobs of one entry, made when they are asked for, so that a million of them weigh little.
+
+    starts: first position of each shard in the entry's rows. keys: uint8 `[J, 16]`.
+    """
+
+    def __init__(self, entry: Entry, starts: np.ndarray, keys: np.ndarray) -> None:
+        self.entry = entry
+        self._starts = starts
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Job]: ...
+    def __getitem__(self, index: int | slice) -> Job | Sequence[Job]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        end = self._starts[index + 1] if index + 1 < len(self) else len(self.entry.rows)
+        return Job(self.entry, self.entry.rows[self._starts[index] : end], self._keys[index].tobytes().hex())
+
+    @property
+    def images(self) -> int:
+        return len(self.entry.rows)
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A probe of the plan that did not run, and why."""
@@ -64,6 +98,8 @@ def expand(plan: Plan, dataset: Dataset, access: Access) -> tuple[list[Entry], l
             if needed not in named:
                 planned.insert(0, PlannedProbe(probe=needed))
                 named.add(needed)
+    everything = np.arange(len(dataset))
+    order: np.ndarray | None = None
     entries: list[Entry] = []
     left_out: list[LeftOut] = []
     labels: dict[str, int] = defaultdict(int)
@@ -77,7 +113,11 @@ def expand(plan: Plan, dataset: Dataset, access: Access) -> tuple[list[Entry], l
         if probe.needs_masks and dataset.masks is None:
             left_out.append(LeftOut(label, "it needs object masks and the data set has none (mask_file_name)"))
             continue
-        entries.append(Entry(label, probe, line.samples, choose(dataset, line.samples, plan.seed)))
+        rows = everything
+        if line.samples is not None and line.samples < len(dataset):
+            order = balanced_order(dataset, plan.seed) if order is None else order
+            rows = np.sort(order[: line.samples])
+        entries.append(Entry(label, probe, line.samples, rows))
     while True:  # an analysis falls with the table it reads
         there = {candidate.probe.name for candidate in entries}
         falls = [candidate for candidate in entries if not set(candidate.probe.needs) <= there]
@@ -88,6 +128,25 @@ def expand(plan: Plan, dataset: Dataset, access: Access) -> tuple[list[Entry], l
             left_out.append(LeftOut(fallen.label, f"it reads the table {missing[0]!r}, which was left out"))
             entries.remove(fallen)
     return _ordered(entries), left_out
+
+
+def most_telling_first(entries: list[Entry]) -> list[Entry]:
+    """The order under a limit: analyses as soon as they can be, of each family the cheapest probe, then the others.
+
+    A family that has not spoken yet tells more than a second opinion of one that has. Cost is counted in passes.
+    """
+
+    def cost(entry: Entry) -> float:
+        passes = entry.probe.cost(len(entry.rows))
+        return passes.forward + 2 * passes.backward  # a backward pass takes about twice as long
+
+    ranked: list[tuple[int, float, Entry]] = []
+    seen: dict[str, int] = defaultdict(int)
+    for entry in sorted(entries, key=cost):
+        family = entry.probe.name.partition("/")[0] if entry.touches_model else ""
+        ranked.append((seen[family] if family else -1, cost(entry), entry))
+        seen[family] += 1
+    return _ordered([entry for _, _, entry in sorted(ranked, key=lambda item: item[:2])])
 
 
 def _ordered(entries: list[Entry]) -> list[Entry]:
@@ -103,16 +162,14 @@ def _ordered(entries: list[Entry]) -> list[Entry]:
     return done
 
 
-def choose(dataset: Dataset, count: int | None, seed: int) -> np.ndarray:
-    """Rows of a subset that has the classes in balance; a larger subset contains a smaller one."""
-    if count is None or count >= len(dataset):
-        return np.arange(len(dataset))
+def balanced_order(dataset: Dataset, seed: int) -> np.ndarray:
+    """All rows, class after class in turn; the first ones are a random subset with the classes in balance."""
     rank = np.array([derive_seed(seed, "subset", sample_id) for sample_id in dataset.ids])
     turn = np.empty(len(dataset), dtype=np.int64)
     for label in np.unique(dataset.labels):
         rows = np.flatnonzero(dataset.labels == label)
         turn[rows[np.argsort(rank[rows])]] = np.arange(len(rows))
-    return np.sort(np.lexsort((rank, turn))[:count])
+    return np.lexsort((rank, turn))
 
 
 def shard_size(plan: Plan, count: int) -> int:
@@ -120,32 +177,38 @@ def shard_size(plan: Plan, count: int) -> int:
     return plan.shard_size or int(np.clip(2 ** np.ceil(np.log2(max(count, 1) / 32)), 64, 4096))
 
 
-def jobs_of(entry: Entry, plan: Plan, spec: ModelSpec, dataset: Dataset, digests: list[bytes]) -> list[Job]:
-    """The jobs of a probe that touches the model: one a shard, or one over the whole set."""
-    if entry.probe.scope is Scope.SAMPLE:
-        step = shard_size(plan, len(entry.rows))
-        shards = [entry.rows[start : start + step] for start in range(0, len(entry.rows), step)]
-    else:
-        shards = [entry.rows]
+def jobs_of(entry: Entry, plan: Plan, spec: ModelSpec, digests: np.ndarray) -> Jobs:
+    """The jobs of a probe that touches the model: one a shard, or one over the whole set.
+
+    digests: uint8 `[N, 16]`, of every sample's id, label and content.
+    """
+    step = shard_size(plan, len(entry.rows)) if entry.probe.scope is Scope.SAMPLE else len(entry.rows)
+    starts = np.arange(0, len(entry.rows), step)
     identity = {"model": _identity(spec), "seed": plan.seed, **_method(entry.probe)}
-    ids, labels = np.array(dataset.ids, dtype=object), dataset.labels
-    jobs = []
-    for rows in shards:
-        data = fingerprint(ids[rows].tolist(), labels[rows], [digests[row] for row in rows])
-        jobs.append(Job(entry, rows, _digest({**identity, "data": data})))
-    return jobs
+    text = json.dumps(identity, sort_keys=True, default=str).encode()
+    keys = np.empty((len(starts), 16), dtype=np.uint8)
+    for index, start in enumerate(starts):
+        data = digests[entry.rows[start : start + step]].tobytes()
+        keys[index] = np.frombuffer(hashlib.blake2b(text + data, digest_size=16).digest(), dtype=np.uint8)
+    return Jobs(entry, starts, keys)
 
 
 def analysis_job(
-    entry: Entry, plan: Plan, spec: ModelSpec, samples: pa.Table, needed_keys: dict[str, list[str]]
+    entry: Entry, plan: Plan, spec: ModelSpec, samples: pa.Table, needed: Mapping[str, Sequence[Job]]
 ) -> Job:
     """The one job of an analysis; its key follows the keys of the tables it reads and the attributes."""
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, samples.schema) as writer:
-        writer.write_table(samples.combine_chunks())
-    content = hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()
-    identity = {"tables": needed_keys, "samples": content, "model": _identity(spec), "seed": plan.seed}
-    return Job(entry, entry.rows, _digest({**identity, **_method(entry.probe)}))
+    content = hashlib.blake2b(digest_size=16)
+    for column in samples.itercolumns():
+        for chunk in column.chunks:
+            content.update(pa.record_batch([chunk], ["column"]).serialize())
+    identity = {"samples": content.hexdigest(), "model": _identity(spec), "seed": plan.seed, **_method(entry.probe)}
+    tables = hashlib.blake2b(digest_size=16)
+    for label, jobs in sorted(needed.items()):
+        tables.update(f"{label}\x1f".encode())
+        for job in jobs:
+            tables.update(job.key.encode())
+    text = json.dumps({"tables": tables.hexdigest(), **identity}, sort_keys=True, default=str)
+    return Job(entry, entry.rows, hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
 
 
 def total_passes(job: Job, batch_size: int) -> Passes:
@@ -163,8 +226,3 @@ def _method(probe: Probe) -> dict[str, object]:
 
 def _identity(spec: ModelSpec) -> dict[str, object]:
     return asdict(replace(spec, name="", class_aliases={}))
-
-
-def _digest(parts: dict[str, object]) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

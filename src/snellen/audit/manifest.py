@@ -19,6 +19,7 @@ import torch
 
 from snellen.audit.store import JobRecord
 from snellen.data import Quarantined
+from snellen.models import LedgerTotals
 
 if TYPE_CHECKING:
     from snellen.audit.engine import Audit
@@ -34,9 +35,14 @@ def describe_run(
     data_fingerprint: str,
     begun: float,
     costs: Mapping[str, JobRecord],
+    spent: LedgerTotals,
     inputs: Mapping[str, object],
 ) -> dict[str, object]:
-    """The manifest as plain JSON values. Costs are sums over all jobs of the run directory, earlier runs included."""
+    """The manifest as plain JSON values.
+
+    spent: everything ever asked of the model for this run directory, by killed runs and failed jobs too. costs: of the
+    finished jobs.
+    """
     spec = audit.model.spec
     return {
         "schema_version": SCHEMA_VERSION,
@@ -64,13 +70,13 @@ def describe_run(
         "seed": audit.plan.seed,
         "left_out": [asdict(item) for item in audit.left_out],
         "failed_jobs": [asdict(item) for item in audit.failures],
-        "budget": audit.budget_note,
+        "stopped": audit.stopped,
+        "unreached": [asdict(item) for item in audit.unreached],
         "warnings": audit.warnings,
         "started": datetime.fromtimestamp(begun, UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.time() - begun, 2),
         "ledger": {
-            "forward": sum(cost.forward for cost in costs.values()),
-            "backward": sum(cost.backward for cost in costs.values()),
+            **asdict(spent),
             "seconds": round(sum(cost.seconds for cost in costs.values()), 2),
             "by_probe": {label: cost._asdict() for label, cost in costs.items()},
         },

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
@@ -30,6 +30,11 @@ class JobRecord(NamedTuple):
     forward: int
     backward: int
     seconds: float
+    requests: int = 0
+
+
+def total_cost(records: Iterable[JobRecord]) -> JobRecord:
+    return JobRecord(*(sum(column) for column in zip(JobRecord(0, 0, 0.0), *records, strict=True)))
 
 
 class Store:
@@ -39,7 +44,7 @@ class Store:
     once, when the store is opened.
     """
 
-    def __init__(self, url: str, must_exist: bool = False) -> None:
+    def __init__(self, url: str, must_exist: bool = False, listed: bool = True) -> None:
         self._files, self.root = fsspec.core.url_to_fs(url)
         self.url = url
         self._local = "file" in _protocols(self._files)
@@ -47,10 +52,23 @@ class Store:
             raise InvalidInput(f"--out {url!r} is a file; give a folder for the run")
         if must_exist and not self._files.isdir(self.root):
             raise InvalidInput(f"there is no run directory {url!r}")
-        self._finished = self._list_finished()
+        self._finished, self._partial = self._list_results() if listed else (set(), set())
+
+    @property
+    def local_path(self) -> str | None:
+        """The run directory on this machine, None on another file system."""
+        return self.root if self._local else None
+
+    @property
+    def file_system(self) -> fsspec.AbstractFileSystem:
+        return self._files
 
     def path(self, *parts: str) -> str:
         return str(PurePosixPath(self.root, *parts))
+
+    def address(self, path: str) -> str:
+        """A path of this store with its protocol, as DuckDB wants it."""
+        return path if self._local else str(self._files.unstrip_protocol(path))
 
     def has(self, probe: str, key: str) -> bool:
         return f"{probe}/{key}" in self._finished
@@ -62,19 +80,21 @@ class Store:
         pq.write_table(rows.replace_schema_metadata(noted), buffer, compression="zstd")
         name = f"{key}{PARTIAL if partial else ''}.parquet"
         self.write(buffer.getvalue(), "results", probe, name)
-        if partial:
-            return
-        self._finished.add(f"{probe}/{key}")
-        stale = self.path("results", probe, f"{key}{PARTIAL}.parquet")
-        if self._local and os.path.exists(stale):
-            os.unlink(stale)
+        self.note(probe, key, partial)
+        if not partial and f"{probe}/{key}" in self._partial:
+            self._partial.discard(f"{probe}/{key}")
+            self._files.rm_file(self.path("results", probe, f"{key}{PARTIAL}.parquet"))
+
+    def note(self, probe: str, key: str, partial: bool) -> None:
+        """A job's rows are there: another process has written them."""
+        (self._partial if partial else self._finished).add(f"{probe}/{key}")
 
     def find(self, probe: str, key: str) -> str | None:
         """Path of a job's rows, whole or partial, None when there are none."""
         if self.has(probe, key):
             return self.path("results", probe, f"{key}.parquet")
-        partial = self.path("results", probe, f"{key}{PARTIAL}.parquet")
-        return partial if self._files.exists(partial) else None
+        there = f"{probe}/{key}" in self._partial
+        return self.path("results", probe, f"{key}{PARTIAL}.parquet") if there else None
 
     def read(self, path: str) -> pa.Table:
         """Rows of one file."""
@@ -115,18 +135,36 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def _list_finished(self) -> set[str]:
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder of the run directory."""
+        path = self.path(folder)
+        if not self._files.exists(path):
+            return []
+        return sorted(PurePosixPath(str(found)).name for found in self._files.ls(path, detail=False))
+
+    def open_for_appending(self, *parts: str) -> int:
+        """A descriptor for `os.write` on this machine: each write goes to the end of the file, in one piece."""
+        path = self.path(*parts)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _list_results(self) -> tuple[set[str], set[str]]:
+        """Whole and partial jobs, as "probe/key"."""
+        finished, partial = set[str](), set[str]()
         results = self.path("results")
         if not self._files.exists(results):
-            return set()
-        finished = set()
+            return finished, partial
         for path in self._files.find(results):
             relative = PurePosixPath(path).relative_to(PurePosixPath(results))
-            if relative.suffix == ".parquet" and not relative.stem.endswith(PARTIAL):
-                finished.add(relative.with_suffix("").as_posix())
+            if relative.suffix == ".parquet":
+                name = relative.with_suffix("").as_posix()
+                if name.endswith(PARTIAL):
+                    partial.add(name.removesuffix(PARTIAL))
+                else:
+                    finished.add(name)
             elif relative.suffix == ".tmp" and self._local:
                 os.unlink(path)  # what a killed run was writing
-        return finished
+        return finished, partial - finished
 
 
 def _protocols(files: fsspec.AbstractFileSystem) -> tuple[str, ...]:

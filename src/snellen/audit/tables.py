@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -12,36 +12,38 @@ from snellen.probe import Rows
 
 
 class StoredTables(Mapping[str, Rows]):
-    """label -> rows of all its jobs, in the order of the jobs."""
+    """label -> rows of all its jobs, in the order of the jobs. files: label -> paths in the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, files: Mapping[str, Sequence[str]] | None = None) -> None:
         self._store = store
-        self._files: dict[str, list[str]] = {}
+        self.files: dict[str, Sequence[str]] = dict(files or {})
 
-    def add(self, label: str, probe: str, keys: Sequence[str]) -> None:
+    def add(self, label: str, probe: str, keys: Iterable[str]) -> None:
         """Makes the rows of these jobs known; jobs without rows are passed over."""
-        found = [path for key in keys if (path := self._store.find(probe, key)) is not None]
-        if found:
-            self._files[label] = found
+        found = (self._store.find(probe, key) for key in keys)
+        if files := [path for path in found if path is not None]:
+            self.files[label] = files
 
-    def records(self, label: str) -> list[JobRecord]:
-        return [self._store.record(path) for path in self._files[label]]
+    def records(self, label: str) -> Iterator[JobRecord]:
+        return (self._store.record(path) for path in self.files[label])
 
     def query(self, label: str, sql: str) -> pa.Table:
         """A DuckDB query over one probe's rows, which are called `rows`: `SELECT avg(correct::INT) FROM rows`.
 
-        Only the columns and files that the query needs are read. Run directories on this machine only.
+        Only the columns and files that the query needs are read.
         """
         with duckdb.connect() as connection:
-            rows = connection.read_parquet(self._files[label])
+            if self._store.local_path is None:
+                connection.register_filesystem(self._store.file_system)
+            rows = connection.read_parquet([self._store.address(path) for path in self.files[label]])
             return rows.query("rows", sql).to_arrow_table()
 
     def __getitem__(self, label: str) -> Rows:
-        parts = [self._store.read(path).replace_schema_metadata(None) for path in self._files[label]]
+        parts = [self._store.read(path).replace_schema_metadata(None) for path in self.files[label]]
         return pa.concat_tables(parts, promote_options="permissive")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self.files)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)

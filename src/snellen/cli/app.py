@@ -18,7 +18,10 @@ app = typer.Typer(
 )
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="demo, timm:NAME[@weights], file.pt2, py:module:function")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="demo, timm:NAME[@weights], file.pt2, file.onnx, hf:ID, clip:…, http(s)://…, py:…"
+    ),
 ]
 DataName = Annotated[str, typer.Argument(metavar="DATA", help="demo, a folder of images, or a .parquet file")]
 Classes = Annotated[Path | None, typer.Option(help="File with the model's class names, one a line in output order.")]
@@ -30,7 +33,18 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 AccessLevel = Annotated[
     str | None, typer.Option("--access", help="Use less than the model grants: labels, scores, features, gradients.")
 ]
-Budget = Annotated[int | None, typer.Option(help="Most images to send through the model, forward and backward.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(metavar="LIMITS", help="queries=20000,minutes=30: most images forward and backward, and most time."),
+]
+Template = Annotated[str | None, typer.Option(help="Sentence around a class name for clip: models, with one {}.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
+Dtype = Annotated[str, typer.Option(help="Arithmetic of the network: float32 or bf16.")]
+RemoteOptions = Annotated[
+    str | None,
+    typer.Option("--remote", metavar="SETTINGS", help="For http models: concurrency=8,timeout=30,retries=6,rate=20."),
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a pass; else by their size, or the server's wish.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random stream; the plan's, else 0.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Look at this many samples, classes in balance.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -63,6 +77,15 @@ def audit(
     budget: Budget = None,
     seed: Seed = None,
     label_column: LabelColumn = "label",
+    template: Template = None,
+    compile_network: Compile = False,
+    dtype: Dtype = "float32",
+    remote: RemoteOptions = None,
+    batch_size: BatchSize = None,
+    executor: Annotated[str, typer.Option(help="local, ray, or ray://HOST:PORT of a running cluster.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray actors, each with the model; else one a device.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show jobs, passes and estimated time; run nothing.")
     ] = False,
@@ -72,8 +95,11 @@ def audit(
     from snellen.cli.audit import run_audit
     from snellen.cli.inputs import ModelFlags
 
-    flags = ModelFlags(classes, input_size, mean, std, architecture, device, access, budget, label_column)
-    raise typer.Exit(run_audit(model, data, flags, preset, plan, out, seed, dry_run, as_json))
+    flags = ModelFlags(
+        *(classes, input_size, mean, std, architecture, device, access, budget, label_column),
+        *(template, compile_network, dtype, remote, batch_size),
+    )
+    raise typer.Exit(run_audit(model, data, flags, preset, plan, out, seed, dry_run, as_json, executor, workers))
 
 
 @app.command()
@@ -96,6 +122,11 @@ def run(
     budget: Budget = None,
     seed: Seed = None,
     label_column: LabelColumn = "label",
+    template: Template = None,
+    compile_network: Compile = False,
+    dtype: Dtype = "float32",
+    remote: RemoteOptions = None,
+    batch_size: BatchSize = None,
     show: Annotated[
         bool, typer.Option("--show", help="Draw what the probe does to images (--samples, default 1) and run nothing.")
     ] = False,
@@ -105,7 +136,10 @@ def run(
     from snellen.cli.inputs import ModelFlags
     from snellen.cli.run import run_probe
 
-    flags = ModelFlags(classes, input_size, mean, std, architecture, device, access, budget, label_column)
+    flags = ModelFlags(
+        *(classes, input_size, mean, std, architecture, device, access, budget, label_column),
+        *(template, compile_network, dtype, remote, batch_size),
+    )
     raise typer.Exit(run_probe(probe, model, data, settings or [], flags, out, samples, seed, as_json, show))
 
 
@@ -155,3 +189,43 @@ def doctor(as_json: Json = False) -> None:
     from snellen.cli.doctor import check_installation
 
     raise typer.Exit(check_installation(as_json))
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="RUN_A", help="The earlier run directory.")],
+    after: Annotated[str, typer.Argument(metavar="RUN_B", help="The later run directory.")],
+    out: Annotated[Path | None, typer.Option(help="Also write both side by side to this .html page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What changed between two runs: statements, and paired tests on the samples both examined."""
+    from snellen.cli.compare import run_compare
+
+    raise typer.Exit(run_compare(before, after, out, as_json))
+
+
+@app.command()
+def gate(
+    run_directory: Annotated[str, typer.Argument(metavar="RUN", help="A run directory of `snellen audit`.")],
+    policy: Annotated[Path, typer.Option(help="The conditions to keep, in YAML.")],
+    baseline: Annotated[str | None, typer.Option(help="Run directory to compare with.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML to this file.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Also write a Markdown summary to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold RUN against a policy. Exit status 0: kept, 1: not kept, 2: bad input."""
+    from snellen.cli.gate import run_gate
+
+    raise typer.Exit(run_gate(run_directory, policy, baseline, junit, summary, as_json))
+
+
+@app.command()
+def export(
+    run_directory: Annotated[str, typer.Argument(metavar="RUN", help="A run directory of `snellen audit`.")],
+    to: Annotated[str, typer.Option(help="mlflow, model-card or csv.")],
+    out: Annotated[str | None, typer.Option(help="Where to: a folder, a file, or MLflow's tracking address.")] = None,
+) -> None:
+    """Hand RUN to other tools: MLflow, a model card, or CSV files."""
+    from snellen.cli.export import export_run
+
+    raise typer.Exit(export_run(run_directory, to, out))

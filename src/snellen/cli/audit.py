@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shlex
 import sys
@@ -32,6 +33,8 @@ def run_audit(
     seed: int | None,
     dry_run: bool,
     as_json: bool,
+    executor: str = "local",
+    workers: int | None = None,
 ) -> int:
     """The whole command; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -51,6 +54,8 @@ def run_audit(
             names=(model, data),
             warnings=inputs.warnings,
             inputs=flags.to_json(),
+            executor=executor,
+            workers=workers,
         )
         if not dry_run:
             try:
@@ -87,8 +92,10 @@ def _summarise(audit: Audit, report: str, console: Console) -> None:
         )
     for item in audit.left_out:
         console.print(f"left out: {item.probe} ({item.reason})", markup=False)
-    if audit.budget_note:
-        console.print(f"stopped early: {audit.budget_note}", markup=False)
+    if audit.stopped:
+        console.print(f"stopped early: {audit.stopped}", markup=False)
+    for missed in audit.unreached:
+        console.print(f"not reached: {missed.probe} ({missed.missing} of {missed.jobs} jobs)", markup=False)
     for failure in audit.failures:
         console.print(f"failed: {failure.probe}: {failure.error}", markup=False, style="red")
     console.print(f"report: {report}", markup=False, soft_wrap=True)
@@ -96,7 +103,7 @@ def _summarise(audit: Audit, report: str, console: Console) -> None:
 
 def _print_forecast(lines: list[Forecast], audit: Audit, as_json: bool) -> None:
     if as_json:
-        stored = [{**line._asdict(), "passes": vars(line.passes)} for line in lines]
+        stored = [{**line._asdict(), "passes": vars(line.passes), "seconds": _known(line.seconds)} for line in lines]
         sys.stdout.write(json.dumps({"jobs": stored, "left_out": [vars(item) for item in audit.left_out]}) + "\n")
         return
     table = Table(
@@ -109,15 +116,24 @@ def _print_forecast(lines: list[Forecast], audit: Audit, as_json: bool) -> None:
     table.add_row("[bold]all", "", "", "", "", "", f"[bold]{_duration(total)}")
     console = Console()
     console.print(table)
-    console.print("Time is that of the passes alone, measured on this machine just now; the rest adds a little.")
+    if math.isnan(total):
+        console.print("The server was not asked, so that its time an image is not known.")
+    else:
+        console.print("Time is that of the passes alone, measured on this machine just now; the rest adds a little.")
     for item in audit.left_out:
         console.print(f"left out: {item.probe} ({item.reason})", markup=False)
 
 
 def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "unknown"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _known(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else seconds
 
 
 def _slug(name: str) -> str:

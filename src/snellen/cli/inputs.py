@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from snellen.data import Dataset, load_dataset
 from snellen.errors import InvalidInput
 from snellen.models import Access, Model
-from snellen.models.loading import LoadedModel, load_model, read_class_names
+from snellen.models.class_names import read_class_names
+from snellen.models.endpoint import Remote
+from snellen.models.loading import LoadedModel, load_model
 from snellen.models.options import DataHints, ModelOptions
 
 
@@ -22,8 +26,13 @@ class ModelFlags(NamedTuple):
     architecture: str | None
     device: str
     access: str | None
-    budget: int | None
+    budget: str | None
     label_column: str
+    template: str | None = None
+    compile: bool = False
+    dtype: str = "float32"
+    remote: str | None = None
+    batch_size: int | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values for the manifest. Nothing secret is among them."""
@@ -38,6 +47,7 @@ class Inputs(NamedTuple):
 
 def load_inputs(model: str, data: str, flags: ModelFlags) -> Inputs:
     """The model and the data set of a command line."""
+    budget = _pairs("--budget", flags.budget, {"queries": int, "minutes": float}, alone="queries")
     options = ModelOptions(
         classes=read_class_names(flags.classes) if flags.classes else None,
         input_size=_size(flags.input_size),
@@ -46,11 +56,53 @@ def load_inputs(model: str, data: str, flags: ModelFlags) -> Inputs:
         architecture=flags.architecture,
         device=flags.device,
         access=_access(flags.access),
-        budget=flags.budget,
+        budget=None if (queries := budget.get("queries")) is None else int(queries),
+        minutes=budget.get("minutes"),
+        remote=_remote(flags.remote),
+        template=flags.template or ModelOptions.template,
+        compile=flags.compile,
+        dtype=flags.dtype,
     )
+    for name in (model, data):
+        _refuse_secrets(name)
     dataset = load_dataset(data, label_column=flags.label_column)
     loaded: LoadedModel = load_model(model, options, DataHints(dataset.class_names, dataset.common_size()))
+    if flags.batch_size is not None:
+        loaded.model.batch_size = flags.batch_size
     return Inputs(loaded.model, dataset, loaded.warnings)
+
+
+def _refuse_secrets(name: str) -> None:
+    """Names are stored with the run and printed in its commands."""
+    if re.search(r"://[^/@\s]*:[^/@\s]*@", name):
+        raise InvalidInput(
+            f"the address {re.sub('://[^@]*@', '://…@', name)!r} holds a password, which would be stored with the run;"
+            " put it into the environment or the file system's own configuration"
+        )
+
+
+def _remote(text: str | None) -> Remote:
+    numbers = {"concurrency": int, "timeout": float, "retries": int, "backoff": float, "rate": float, "batch": int}
+    words = {"token": str}
+    return Remote(**_pairs("--remote", text, {**numbers, **words}))
+
+
+def _pairs(
+    flag: str, text: str | None, kinds: Mapping[str, Callable[[str], Any]], alone: str | None = None
+) -> dict[str, Any]:
+    """`a=1,b=2` with known keys, each value of its kind; a value without a key belongs to `alone`."""
+    found: dict[str, Any] = {}
+    for part in (text or "").split(",") if text else ():
+        key, equals, value = part.partition("=")
+        if not equals and alone is not None:
+            key, value = alone, part
+        if key.strip() not in kinds:
+            raise InvalidInput(f"{flag} takes {', '.join(f'{known}=…' for known in kinds)}, got {part!r}")
+        try:
+            found[key.strip()] = kinds[key.strip()](value.strip().replace("_", ""))
+        except ValueError as error:
+            raise InvalidInput(f"{flag}: {key.strip()} must be a number, got {value!r}") from error
+    return found
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -73,8 +73,8 @@ def run_probe(
         screen_out.print(findings_table(mine, shown=50))
         if out is not None:
             screen_out.print(f"{rows.num_rows:,} rows: {out}", markup=False)
-    if audit.budget_note:
-        console.print(f"stopped early: {audit.budget_note}", markup=False)
+    if audit.stopped:
+        console.print(f"stopped early: {audit.stopped}", markup=False)
     return 0
 
 

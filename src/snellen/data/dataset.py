@@ -69,11 +69,12 @@ class Dataset:
         rows = np.asarray(rows, dtype=np.int64)
         return replace(self, table=self.table.take(pa.array(rows)), positions=self.positions[rows])
 
-    def without(self, bad: Sequence[Quarantined]) -> Dataset:
-        """Without the named samples, which are added to the quarantine."""
-        gone = {sample.id for sample in bad}
-        keep = [row for row, sample_id in enumerate(self.ids) if sample_id not in gone]
-        return replace(self.take(keep), quarantine=self.quarantine + tuple(bad))
+    def without(self, bad: Mapping[int, str]) -> Dataset:
+        """Without the given rows, which go to the quarantine; bad: row -> reason."""
+        ids = self.table.column("id")
+        apart = tuple(Quarantined(str(ids[row].as_py()), reason) for row, reason in bad.items())
+        kept = self.take(np.delete(np.arange(len(self)), list(bad)))
+        return replace(kept, quarantine=self.quarantine + apart)
 
     def pixels(self, row: int, geometry: Geometry) -> Tensor:
         """uint8 `[C, H, W]` of one row; raises `BadImage`."""
@@ -152,10 +153,10 @@ def align_classes(dataset: Dataset, class_names: Sequence[str], aliases: Mapping
             f" {_listed(class_names)}, the data's are {_listed(dataset.class_names)}. Rename the folders or give the"
             " model's own names with --classes names.txt"
         )
-    bad = [
-        Quarantined(dataset.ids[row], f"label {dataset.class_names[dataset.labels[row]]!r} is outside the classes")
+    bad = {
+        int(row): f"label {dataset.class_names[dataset.labels[row]]!r} is outside the classes"
         for row in np.flatnonzero(rows_of_unknown)
-    ]
+    }
     table = np.array([-1 if index is None else index for index in mapped], dtype=np.int64)
     kept = dataset.without(bad) if bad else dataset
     column = kept.table.column_names.index("label")

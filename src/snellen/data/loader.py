@@ -9,14 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from snellen.data.dataset import Dataset, Quarantined
+from snellen.data.dataset import Dataset
 from snellen.data.decode import BadImage, Geometry
 
 CACHE_BYTES = 1 << 30
-"""Decoded images kept for the next probe; a small set is decoded once a run."""
+"""A set whose decoded images fit is decoded once a run; of a larger one nothing is kept."""
+TENSOR_BYTES = 500
+"""What a tensor object weighs beside its values."""
 
 
 class LoadedBatch(NamedTuple):
@@ -30,10 +33,10 @@ class LoadedBatch(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """The usable part of a data set, with a digest a sample in the same order."""
+    """The usable part of a data set. digests: uint8 `[N, 16]`, of each sample's id, label and content."""
 
     dataset: Dataset
-    digests: list[bytes]
+    digests: np.ndarray
 
 
 class Loader:
@@ -55,8 +58,10 @@ class Loader:
         self.device = torch.device(device)
         self._workers = workers or min(8, os.cpu_count() or 1)
         self._cache: dict[int, Tensor] = {}
-        self._cache_room = cache_bytes
-        self._ids = dataset.ids
+        # Probes go over the data in order, so that keeping a part of a large set would only cost memory.
+        height, width = geometry.size or (256, 256)
+        whole = len(dataset) * (geometry.channels * height * width + TENSOR_BYTES)
+        self._cached = not dataset.images.in_memory and whole <= cache_bytes
         self._labels = torch.from_numpy(np.array(dataset.labels, dtype=np.int64))
 
     def batches(self, rows: Sequence[int] | np.ndarray, batch_size: int) -> Iterator[LoadedBatch]:
@@ -85,45 +90,47 @@ class Loader:
     def inspect(self, progress: Callable[[int], None] = lambda done: None) -> Inspection:
         """Decode every image once; returns what can be used and the digests that make job keys.
 
-        What cannot be read or decoded, comes twice under one id, or has no valid label goes to the quarantine.
+        What cannot be read or decoded goes to the quarantine.
         """
-        digests: list[bytes] = []
-        bad: list[Quarantined] = []
+        count = len(self.dataset)
+        digests = np.zeros((count, 16), dtype=np.uint8)
+        bad: dict[int, str] = {}
         with ThreadPoolExecutor(self._workers, thread_name_prefix="inspect") as pool:
             block, task = 4096, 32  # a block bounds the results in flight, a task outweighs its own dispatch
-            for start in range(0, len(self._ids), block):
-                chunk = range(start, min(start + block, len(self._ids)))
+            for start in range(0, count, block):
+                chunk = range(start, min(start + block, count))
                 tasks = [chunk[first : first + task] for first in range(0, len(chunk), task)]
                 outcomes = (outcome for part in pool.map(self._inspect_rows, tasks) for outcome in part)
                 for row, outcome in zip(chunk, outcomes, strict=True):
                     if isinstance(outcome, str):
-                        bad.append(Quarantined(self._ids[row], outcome))
+                        bad[row] = outcome
                     else:
-                        digests.append(outcome)
+                        digests[row] = np.frombuffer(outcome, dtype=np.uint8)
                 progress(len(chunk))
         if bad:
-            self._drop(bad)
+            kept = self._drop(bad)
+            digests = digests[kept]
         return Inspection(self.dataset, digests)
 
-    def _drop(self, bad: list[Quarantined]) -> None:
-        gone = {sample.id for sample in bad}
-        kept = [row for row, sample_id in enumerate(self._ids) if sample_id not in gone]
-        self._cache = {new: self._cache[old] for new, old in enumerate(kept) if old in self._cache}
+    def _drop(self, bad: dict[int, str]) -> np.ndarray:
+        kept = np.delete(np.arange(len(self.dataset)), list(bad))
+        self._cache = {new: self._cache[old] for new, old in enumerate(kept.tolist()) if old in self._cache}
         self.dataset = self.dataset.without(bad)
-        self._ids = self.dataset.ids
-        self._labels = self._labels[torch.tensor(kept, dtype=torch.int64)]
+        self._labels = self._labels[torch.from_numpy(kept)]
+        return kept
 
     def _inspect_rows(self, rows: range) -> list[bytes | str]:
-        return [self._inspect_row(row) for row in rows]
+        ids = self.dataset.table.column("id").slice(rows.start, len(rows)).to_pylist()
+        return [self._inspect_row(row, sample_id) for row, sample_id in zip(rows, ids, strict=True)]
 
-    def _inspect_row(self, row: int) -> bytes | str:
+    def _inspect_row(self, row: int, sample_id: str) -> bytes | str:
         try:
             self._pixels(row)
-            digest = self.dataset.images.digest(int(self.dataset.positions[row]))
+            digest = hashlib.blake2b(f"{sample_id}\x1f{int(self._labels[row])}\x1f".encode(), digest_size=16)
+            digest.update(self.dataset.images.digest(int(self.dataset.positions[row])))
             if self.dataset.masks is not None:
-                mask = self._mask(row)
-                digest = hashlib.blake2b(digest + mask.numpy().tobytes(), digest_size=16).digest()
-            return digest
+                digest.update(self._mask(row).numpy().tobytes())
+            return digest.digest()
         except BadImage as error:
             return str(error)
 
@@ -138,8 +145,7 @@ class Loader:
         if cached is not None:
             return cached
         pixels = self.dataset.pixels(row, self.geometry)
-        if not self.dataset.images.in_memory and pixels.numel() <= self._cache_room:
-            self._cache_room -= pixels.numel()
+        if self._cached:
             self._cache[row] = pixels
         return pixels
 
@@ -148,17 +154,13 @@ class Loader:
 
     def _assemble(self, chunk: np.ndarray, pixels: list[Tensor]) -> LoadedBatch:
         images = torch.stack(pixels).to(self.device, non_blocking=True).float().div_(255)
-        ids = [self._ids[row] for row in chunk]
+        ids = self.dataset.table.column("id").take(pa.array(chunk)).to_pylist()
         masks = None
         if self.dataset.masks is not None:
             masks = torch.stack([self._mask(int(row)) for row in chunk]).to(self.device)
         return LoadedBatch(ids, images, self._labels[torch.from_numpy(chunk)].to(self.device), masks)
 
 
-def fingerprint(ids: Sequence[str], labels: np.ndarray, digests: Sequence[bytes]) -> str:
-    """A hex digest of samples, their labels and their content; part of every job's key."""
-    total = hashlib.blake2b(digest_size=16)
-    for sample_id, label, digest in zip(ids, labels.tolist(), digests, strict=True):
-        total.update(f"{sample_id}\x1f{label}\x1f".encode())
-        total.update(digest)
-    return total.hexdigest()
+def fingerprint(digests: np.ndarray) -> str:
+    """A hex digest of samples, their labels and their content, from the digests of an inspection."""
+    return hashlib.blake2b(digests.tobytes(), digest_size=16).hexdigest()

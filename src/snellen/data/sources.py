@@ -1,15 +1,12 @@
-"""Where pixels come from: files, Parquet columns, arrays in memory."""
+"""Where pixels come from: encoded bytes that somebody reads, or arrays in memory."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -37,7 +34,7 @@ class ImageSource(Protocol):
 
 
 class EncodedImages:
-    """Images kept as encoded bytes; `read` brings the bytes of one position or raises OSError."""
+    """Images kept as encoded bytes; `read` brings the bytes of one position or raises OSError or `BadImage`."""
 
     in_memory = False
 
@@ -67,38 +64,6 @@ class EncodedImages:
             raise MissingImage("the file is missing") from error
         except OSError as error:
             raise BadImage(f"the file cannot be read: {error.strerror or error}") from error
-
-
-def file_images(paths: Sequence[Path]) -> EncodedImages:
-    """Images in local files."""
-    return EncodedImages(len(paths), lambda position: paths[position].read_bytes())
-
-
-class ParquetColumn:
-    """Reads one binary cell at a time, keeping the last row groups used; safe for several threads."""
-
-    kept_groups = 4
-
-    def __init__(self, path: Path, column: str) -> None:
-        self._file = pq.ParquetFile(path)
-        self._column = column
-        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
-        self._groups: dict[int, object] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, position: int) -> bytes:
-        group = int(np.searchsorted(self._starts, position, side="right")) - 1
-        with self._lock:
-            if group not in self._groups:
-                while len(self._groups) >= self.kept_groups:
-                    self._groups.pop(next(iter(self._groups)))
-                self._groups[group] = self._file.read_row_group(group, columns=[self._column]).column(0)
-            cell = self._groups[group][position - int(self._starts[group])].as_py()  # type: ignore[index]
-        value = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(value, bytes):
-            raise FileNotFoundError(f"row {position} has no image bytes")
-        return value
 
 
 class ArrayImages:

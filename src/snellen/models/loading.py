@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snellen.errors import InvalidInput
+from snellen.models.endpoint import Endpoint
+from snellen.models.http_model import HttpModel
 from snellen.models.ledger import QueryLedger
 from snellen.models.model import Model
-from snellen.models.opening import Source, open_source
+from snellen.models.opening import open_source
 from snellen.models.options import DataHints, ModelOptions
+from snellen.models.source import Source
 from snellen.models.spec import ModelSpec, fingerprint_weights
 from snellen.models.torch_model import TorchModel
 from snellen.randomness import torch_generator
@@ -35,16 +36,38 @@ def load_model(name: str, options: ModelOptions | None = None, hints: DataHints 
     """
     options, hints = options or ModelOptions(), hints or DataHints()
     source = open_source(name, options)
-    warnings: list[str] = []
+    warnings = list(source.notes)
     spec = _spec(name, source, options, hints, warnings)
+    ledger = QueryLedger(options.budget, options.minutes)
+    if isinstance(source.network, Endpoint):
+        # Not tried out here: the first query is booked by the run that sends it.
+        return _restricted(LoadedModel(HttpModel(source.network, spec, ledger), warnings), options)
     _check_device(options.device)
-    model: Model = TorchModel(source.network, spec, device=options.device, ledger=QueryLedger(options.budget))
+    model: Model = TorchModel(
+        source.network,
+        spec,
+        device=options.device,
+        ledger=ledger,
+        dtype=_dtype(options.dtype),
+        compiled=options.compile,
+    )
     answer = _try_out(model)
     if name.startswith("py:"):
         # The user's code may change while the weights stay, or have no weights: what it answers belongs to it.
         identity = fingerprint_weights(name + model.spec.fingerprint, {"answer": answer})
         model.spec = replace(model.spec, fingerprint=identity)
-    return LoadedModel(model if options.access is None else model.restrict(options.access), warnings)
+    return _restricted(LoadedModel(model, warnings), options)
+
+
+def _restricted(loaded: LoadedModel, options: ModelOptions) -> LoadedModel:
+    return loaded if options.access is None else loaded._replace(model=loaded.model.restrict(options.access))
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bf16": torch.bfloat16}
+    if name not in known:
+        raise InvalidInput(f"dtype must be {' or '.join(known)}, got {name!r}")
+    return known[name]
 
 
 def _check_device(name: str) -> None:
@@ -90,32 +113,19 @@ def _spec(name: str, source: Source, options: ModelOptions, hints: DataHints, wa
 
 def _try_out(model: Model) -> Tensor:
     """One fixed image through the model, off the books, so that a wrong spec is told before the run begins."""
-    ledger, model.ledger = model.ledger, QueryLedger()
     shape = (1, model.spec.channels, *model.spec.input_size)
     try:
-        return model.scores(torch.rand(shape, generator=torch_generator("try out")))
+        with model.ledger.off_the_books():
+            return model.scores(torch.rand(shape, generator=torch_generator("try out")))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if isinstance(error, InvalidInput):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise InvalidInput(
+                f"torch.compile cannot compile {model.spec.name} ({reason}); leave out --compile"
+            ) from error
         raise InvalidInput(
             f"the model {model.spec.name} cannot read one image of {model.spec.channels} x"
             f" {model.spec.input_size[0]} x {model.spec.input_size[1]} ({reason}); set --input-size, --mean and --std"
         ) from error
-    finally:
-        model.ledger = ledger
-
-
-def read_class_names(path: Path) -> list[str]:
-    """One class name a line, or a JSON list, or a JSON object index -> name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"--classes {path} cannot be read: {error}") from error
-    if path.suffix == ".json":
-        try:
-            stored = json.loads(text)
-            return [str(stored[key]) for key in sorted(stored, key=int)] if isinstance(stored, dict) else list(stored)
-        except (ValueError, TypeError) as error:
-            raise InvalidInput(f"--classes {path} is not a JSON list of names or object of index to name") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -34,6 +34,10 @@ class Model(ABC):
     access: Access
     ledger: QueryLedger
     device: torch.device
+    remote: bool = False
+    """Every query is seen, and perhaps billed, by somebody else: none is sent without being booked."""
+    batch_size: int | None = None
+    """Images a pass that suit the model; None to go by their size."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -65,6 +69,17 @@ class Model(ABC):
         """Name -> class name of every layer that `activations` accepts, in order of definition (access FEATURES)."""
         raise AccessDenied(f"{self.spec.name} does not show its layers; it grants {self.access}")
 
+    def try_out(self) -> None:  # noqa: B027  # most models are tried out while they are loaded
+        """One image, booked, so that a remote model's wrong spec is told before the run begins."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "ledger"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """A copy in another process has a ledger of its own."""
+        self.__dict__.update(state)
+        self.ledger = QueryLedger()
+
     def restrict(self, access: Access) -> Model:
         """The same model seen by someone who has less: same spec, same ledger, lower access."""
         if access > self.access:
@@ -86,6 +101,15 @@ class RestrictedModel(Model):
         self.spec = inner.spec
         self.ledger = inner.ledger
         self.device = inner.device
+        self.remote = inner.remote
+        self.batch_size = inner.batch_size
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.ledger = self._inner.ledger
+
+    def try_out(self) -> None:
+        self._inner.try_out()
 
     def __call__(self, images: Tensor) -> Tensor:
         self.require(Access.SCORES, "reading scores")

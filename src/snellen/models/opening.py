@@ -1,59 +1,77 @@
-"""Opening the network behind a name: demo, timm, torch.export archive, state dict, Python function."""
+"""Opening the network behind a name: one function decides by scheme, ending or folder who reads it."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from snellen.errors import InvalidInput
 from snellen.models.checkpoints import read_exported, read_state_dict
+from snellen.models.endpoint import Endpoint
+from snellen.models.hugging_face import open_hugging_face
+from snellen.models.imagenet_names import imagenet_names
+from snellen.models.onnx_file import open_onnx
 from snellen.models.options import ModelOptions
-from snellen.models.spec import Interpolation
+from snellen.models.source import Source, fill_weights
+from snellen.models.zero_shot import open_zero_shot
 
 ACCEPTED = (
-    "'demo', 'demo:healthy', 'timm:NAME[@weights.safetensors]', 'FILE.pt2', a .safetensors or .pth state dict with"
-    " --architecture, or 'py:module:function'"
+    "'demo', 'demo:healthy', 'timm:NAME[@weights.safetensors]', 'hf:ID', a folder with a config.json, 'FILE.onnx',"
+    " 'FILE.pt2', a .safetensors or .pth state dict with --architecture, 'clip:ARCHITECTURE@weights' with --classes,"
+    " 'http(s)://host/v2/models/NAME', or 'py:module:function'"
 )
-
-
-class Source(NamedTuple):
-    """A network and the facts that came with it."""
-
-    network: nn.Module | Callable[[Tensor], Tensor]
-    class_names: Sequence[str] | None = None
-    input_size: tuple[int, int] | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    interpolation: Interpolation = "bilinear"
-    crop_fraction: float = 1.0
-    aliases: dict[str, str] | None = None
-    fingerprint: str = ""
-    """Identity of a network that is no `nn.Module`, whose weights cannot be hashed."""
 
 
 def open_source(name: str, options: ModelOptions) -> Source:
     """The network behind a name or path."""
     scheme, _, rest = name.partition(":")
+    if scheme in ("http", "https"):
+        return _endpoint(name, options)
     if name == "demo" or scheme == "demo":
         return _demo(rest or "faulty")
     if scheme == "timm":
         return _timm(*_split_weights(rest))
     if scheme == "py":
         return _python(rest)
+    if scheme == "hf":
+        return open_hugging_face(rest)
+    if scheme == "clip":
+        return open_zero_shot(rest, options)
     path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return open_hugging_face(str(path))
     if not path.is_file():
         raise InvalidInput(f"model {name!r} is neither a file nor a known form; accepted are {ACCEPTED}")
+    if path.suffix == ".onnx":
+        return open_onnx(path, options)
     if path.suffix == ".pt2":
         return Source(read_exported(path))
     if path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
         return _state_dict(path, options.architecture)
     raise InvalidInput(f"model file {path.name!r} has an unknown ending; accepted are {ACCEPTED}")
+
+
+def _endpoint(url: str, options: ModelOptions) -> Source:
+    endpoint = Endpoint(url, options.remote)
+    signature = endpoint.signature
+    # A server of raw pixels normalises by itself, and nobody normalises grey by habit.
+    plain = signature.input.datatype == "UINT8" or signature.channels == 1
+    identity = hashlib.blake2b(f"{endpoint.url} {signature.identity}".encode(), digest_size=16)
+    note = f"the bearer token travels to {url} unencrypted; use https"
+    return Source(
+        endpoint,
+        input_size=signature.size,
+        mean=(0.0,) * signature.channels if plain else None,
+        std=(1.0,) * signature.channels if plain else None,
+        fingerprint=identity.hexdigest(),
+        notes=(note,) if endpoint.tells_token else (),
+    )
 
 
 def _demo(which: str) -> Source:
@@ -89,10 +107,10 @@ def _timm(name: str, weights: Path | None, classes: Sequence[str] | None = None)
             f"the pretrained weights of timm:{name} cannot be had ({reason}); give a local file, timm:{name}@file"
         ) from error
     if state is not None:
-        _fill(network, state, weights)
+        fill_weights(network, state, weights)
     config = resolve_model_data_config(network)
     _, height, width = config["input_size"]
-    names, aliases = _imagenet_names() if network.num_classes == 1000 else (None, None)
+    names, aliases = imagenet_names() if network.num_classes == 1000 else (None, None)
     return Source(
         network,
         names,
@@ -103,20 +121,6 @@ def _timm(name: str, weights: Path | None, classes: Sequence[str] | None = None)
         config["crop_pct"],
         aliases,
     )
-
-
-def _imagenet_names() -> tuple[list[str], dict[str, str]]:
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    names, aliases = [], {}
-    for index in range(1000):
-        described = info.index_to_description(index).split(",")[0]
-        synset = info.index_to_label_name(index)
-        unique = described if described not in names else f"{described} ({synset})"
-        names.append(unique)
-        aliases[synset] = unique
-    return names, aliases
 
 
 def _head_size(two_class: nn.Module, state: dict[str, Tensor]) -> int:
@@ -158,16 +162,8 @@ def _state_dict(path: Path, architecture: str | None) -> Source:
         raise InvalidInput(f"architecture must be timm:NAME, torchvision:NAME or py:..., got {architecture!r}")
     if not isinstance(source.network, nn.Module):
         raise InvalidInput(f"architecture {architecture!r} gives no nn.Module, so {path.name} cannot be loaded")
-    _fill(source.network, state, path)
+    fill_weights(source.network, state, path)
     return source
-
-
-def _fill(network: nn.Module, state: dict[str, Tensor], path: Path | None) -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise InvalidInput(f"{path} does not fit {type(network).__name__}: {'; '.join(lines)}") from error
 
 
 def _python(reference: str) -> Source:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from snellen.models.access import Access
+from snellen.models.endpoint import Remote
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class ModelOptions:
     device: str = "cpu"
     access: Access | None = None
     budget: int | None = None
+    """Most images forward and backward."""
+    minutes: float | None = None
+    """No pass begins after so much time."""
+    remote: Remote = field(default_factory=Remote)
+    """How a server is asked."""
     template: str = "a photo of a {}."
     """The sentence around a class name, for zero-shot classifiers."""
     compile: bool = False

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snellen.errors import InvalidInput
@@ -15,6 +14,7 @@ from snellen.models.access import Access
 from snellen.models.layers import LayerTap, last_linear, layer_types
 from snellen.models.ledger import QueryLedger
 from snellen.models.model import Activations, Model, check_images
+from snellen.models.preprocessing import Preprocessing
 from snellen.models.spec import ModelSpec, fingerprint_weights
 
 
@@ -24,7 +24,9 @@ class TorchModel(Model):
     network: an `nn.Module` or callable, normalised images `[B, C, H, W]` in, logits `[B, K]` out. A module is put
     behind a frozen, channels-last, eval-mode copy that shares memory with the original where the layout allows; the
     original is left as it was. access: defaults to WEIGHTS for a module and SCORES for a plain callable (whose
-    outputs may not be differentiable).
+    outputs may not be differentiable). dtype: torch.bfloat16 computes under autocast, logits come as float32; expect
+    differences of some hundredths. compiled: passes without taps run through `torch.compile`, whose sums may differ
+    from the eager ones in the last digits. Both are part of the fingerprint.
     """
 
     def __init__(
@@ -35,8 +37,12 @@ class TorchModel(Model):
         device: torch.device | str = "cpu",
         access: Access | None = None,
         ledger: QueryLedger | None = None,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         self.device = torch.device(device)
+        self._autocast = None if dtype == torch.float32 else dtype
+        self._compiled = compiled
         self.ledger = ledger or QueryLedger()
         self._module: nn.Module | None = None
         if isinstance(network, nn.Module):
@@ -44,36 +50,46 @@ class TorchModel(Model):
             if not spec.fingerprint:
                 digest = fingerprint_weights(repr(network), network.state_dict())  # repr shows strides and the like
                 spec = replace(spec, fingerprint=digest)
+        if dtype != torch.float32 or compiled:
+            spec = replace(spec, fingerprint=f"{spec.fingerprint}-{str(dtype)[6:]}{'-compiled' * compiled}")
         self.access = access or (Access.SCORES if self._module is None else Access.WEIGHTS)
-        self._network: Callable[[Tensor], Tensor] = network
+        self._eager: Callable[[Tensor], Tensor] = network
+        self._network = self._fast()
         self.spec = spec
-        self._mean = torch.tensor(spec.mean, device=self.device).view(1, -1, 1, 1)
-        self._std = torch.tensor(spec.std, device=self.device).view(1, -1, 1, 1)
-        self._plain_input = all(m == 0 for m in spec.mean) and all(s == 1 for s in spec.std)
+        self.preprocess = Preprocessing(spec, self.device)
 
     def __call__(self, images: Tensor) -> Tensor:
+        return self._forward(self._network, images)
+
+    def _forward(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         check_images(images, self.spec.channels)
         self.ledger.charge(forward=len(images))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.access >= Access.GRADIENTS):
-            return self._checked(self._network(self.preprocess(images)), len(images))
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.access >= Access.GRADIENTS),
+            torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None),
+        ):
+            return self._checked(network(self.preprocess(images)), len(images))
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` in [0, 1] to what the network reads: resized, normalised, on the device."""
-        images = images.to(self.device, memory_format=torch.channels_last)
-        if tuple(images.shape[-2:]) != self.spec.input_size:
-            images = resize(images, self.spec.input_size, self.spec.interpolation)
-        return images if self._plain_input else (images - self._mean) / self._std
+    def _fast(self) -> Callable[[Tensor], Tensor]:
+        return torch.compile(self._eager) if self._compiled else self._eager
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_network"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._network = self._fast()
 
     def activations(self, images: Tensor, layers: Sequence[str] | None) -> Activations:
         with LayerTap(self._require_module(), layers) as tap:
-            logits = self(images)
+            logits = self._forward(self._eager, images)  # hooks would break a compiled graph
         return Activations(logits, tap.outputs)
 
     def features(self, images: Tensor) -> Tensor:
         module = self._require_module()
         head = last_linear(module)
         with torch.no_grad(), LayerTap(module, [head], side="input") as tap:
-            self(images)
+            self._forward(self._eager, images)
         return tap.outputs[head].flatten(1)
 
     def layer_types(self) -> dict[str, str]:
@@ -135,11 +151,3 @@ def _on_device(module: nn.Module, device: torch.device) -> nn.Module:
         layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
         parameter.data = parameter.data.to(device, memory_format=layout)
     return module.to(device)
-
-
-def resize(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Resize `[B, C, H, W]` to `size` (height, width), antialiased where the kernel allows, clipped to [0, 1]."""
-    if interpolation == "nearest":
-        return F.interpolate(images, size=size, mode="nearest")
-    resized = F.interpolate(images, size=size, mode=interpolation, antialias=True, align_corners=False)
-    return resized.clamp(0, 1) if interpolation == "bicubic" else resized

@@ -106,7 +106,8 @@ def render_report(audit: Audit, names: tuple[str, str]) -> str:
         quarantine=audit.dataset.quarantine[:QUARANTINE_SHOWN],
         quarantined=len(audit.dataset.quarantine),
         warnings=audit.warnings,
-        budget_note=audit.budget_note,
+        stopped=audit.stopped,
+        unreached=audit.unreached,
     )
 
 
