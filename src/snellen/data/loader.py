@@ -16,7 +16,7 @@ from torch import Tensor
 from snellen.data.dataset import Dataset
 from snellen.data.decode import BadImage, Geometry
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 256 << 20
 """A set whose decoded images fit is decoded once a run; of a larger one nothing is kept."""
 TENSOR_BYTES = 500
 """What a tensor object weighs beside its values."""

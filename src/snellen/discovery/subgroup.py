@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from snellen.discovery._skewsize import following_mistakes, skewsize
@@ -37,7 +38,7 @@ from snellen.discovery._subgroups import LEVEL, search
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
-from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
+from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, Texts, register
 from snellen.stats import Grouping, attribute_groups, benjamini_hochberg
 
 MOST_EVIDENCE = 12
@@ -48,7 +49,7 @@ MOST_LISTED = 30
 class Answers:
     """The columns of `predictions` sorted by id, so that the order of shards does not matter."""
 
-    ids: Sequence[str]
+    ids: pa.ChunkedArray
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
@@ -57,14 +58,14 @@ class Answers:
     def read(cls, predictions: Rows) -> Answers:
         table = predictions.sort_by("id")
         columns = [table[name].to_numpy() for name in ("label", "predicted", "confidence")]
-        return cls(table["id"].to_pylist(), *columns)
+        return cls(table["id"], *columns)
 
     def mistakes(self, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Ids of the wrong answers among `rows`, the most confident first, at most 12."""
         wrong = rows[self.labels[rows] != self.predicted[rows]]
         doubt = -np.nan_to_num(self.confidence[wrong], nan=-1.0)
         first = wrong[np.argsort(doubt, kind="stable")][:MOST_EVIDENCE]
-        return tuple(self.ids[row] for row in first.tolist())
+        return tuple(Texts(self.ids)[row] for row in first.tolist())
 
 
 @register

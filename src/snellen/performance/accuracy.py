@@ -16,7 +16,7 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Bar, Bars, Exhibit, Grid
 from snellen.models import Access
 from snellen.performance._groups import Answers, Group, from_rows, groups_of, overall_group, tested, to_rows
-from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
+from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, Texts, register
 from snellen.stats import attribute_groups, minimal_detectable_effect, needed_samples
 
 LEVEL = 0.05
@@ -69,11 +69,11 @@ class Accuracy(ProbeBase):
             return to_rows([])
         columns = {name: table[name].to_numpy() for name in ("label", "predicted", "correct", "confidence")}
         label = columns.pop("label")
-        answers = Answers(table["id"].to_pylist(), **columns)
+        answers = Answers(Texts(table["id"]), **columns)
         class_names = context.spec.class_names
 
         groups = groups_of(answers, label, class_names, "class", class_names)
-        groupings = attribute_groups(answers.ids, context.samples, context.attributes, self.bins)
+        groupings = attribute_groups(table["id"], context.samples, context.attributes, self.bins)
         for attribute, grouping in groupings.items():
             groups += groups_of(answers, grouping.codes, grouping.names, attribute)
         return to_rows([overall_group(answers), *tested(groups, self.min_count)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from snellen.errors import InvalidInput
@@ -23,22 +24,30 @@ class Grouping:
 
 
 def attribute_groups(
-    ids: Sequence[str], samples: pa.Table, attributes: Sequence[str], bins: int = 5
+    ids: pa.ChunkedArray, samples: pa.Table, attributes: Sequence[str], bins: int = 5
 ) -> dict[str, Grouping]:
-    """`group_attribute` of each attribute, in the order of `ids` (a subset of the samples' ids, in any order).
+    """The groups of each attribute, in the order of `ids` (a subset of the samples' ids, in any order).
 
     samples: a table with `id` and one column an attribute. An id that is not there raises `InvalidInput`.
     """
-    position = {sample_id: row for row, sample_id in enumerate(samples["id"].to_pylist())}
-    unknown = [sample_id for sample_id in ids if sample_id not in position]
-    if unknown:
-        raise InvalidInput(f"ids must be ids of the samples; {len(unknown)} are not, for example {unknown[0]!r}")
-    rows = [position[sample_id] for sample_id in ids]
-    groupings = {}
-    for attribute in attributes:
-        values = samples[attribute].to_pylist()
-        groupings[attribute] = group_attribute([values[row] for row in rows], bins)
-    return groupings
+    rows = pc.index_in(ids, value_set=samples["id"])
+    if rows.null_count:
+        unknown = ids.filter(pc.is_null(rows))
+        raise InvalidInput(
+            f"ids must be ids of the samples; {len(unknown)} are not, for example {unknown[0].as_py()!r}"
+        )
+    return {attribute: _group_column(samples[attribute].take(rows), bins) for attribute in attributes}
+
+
+def _group_column(column: pa.ChunkedArray, bins: int) -> Grouping:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = pa.array([], column.type) if len(column) == 0 else column.combine_chunks()
+    if pa.types.is_null(encoded.type):
+        return Grouping(np.full(len(encoded), -1, dtype=np.int64), ())
+    encoded = encoded.dictionary_encode()
+    codes = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy()
+    return _grouped(encoded.dictionary.to_pylist(), codes, bins)
 
 
 def group_attribute(
@@ -50,33 +59,47 @@ def group_attribute(
     belongs to the next bin, for whole numbers it is the last one inside). Anything else is a category named by its
     text; of more than `max_categories` only the most frequent are kept, and the rest belongs to no group.
     """
+    place: dict[tuple[type, object], int] = {}  # True, 1 and 1.0 are equal, but not the same text
+    codes = np.array([place.setdefault((type(value), value), len(place)) for value in values], dtype=np.int64)
+    return _grouped([value for _, value in place], codes, bins, max_numbers, max_categories)
+
+
+def _grouped(
+    distinct: Sequence[object],
+    codes: NDArray[np.int64],
+    bins: int,
+    max_numbers: int = 8,
+    max_categories: int = 100,
+) -> Grouping:
+    """distinct: the values that occur. codes: `[n]`, the index of each sample's value, -1 for none."""
     if bins < 2:
         raise InvalidInput(f"bins must be at least 2, got {bins}")
-    known = [value for value in values if not _missing(value)]
+    known = [value for value in distinct if not _missing(value)]
     numeric = bool(known) and all(
         isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) for v in known
     )
     if numeric and len(set(known)) > max_numbers:
-        numbers = np.array([math.nan if _missing(v) else float(str(v)) for v in values])
-        return _quantile_bins(numbers, bins)
-    return _categories(values, numeric, max_categories)
+        numbers = np.array([*(math.nan if _missing(v) else float(str(v)) for v in distinct), math.nan])
+        return _quantile_bins(numbers[codes], bins)
+    return _categories(distinct, codes, numeric, max_categories)
 
 
 def _missing(value: object) -> bool:
     return value is None or (isinstance(value, (float, np.floating)) and not math.isfinite(value))
 
 
-def _categories(values: Sequence[object], numeric: bool, max_categories: int) -> Grouping:
-    texts = [None if _missing(value) else _text(value) for value in values]
+def _categories(distinct: Sequence[object], codes: NDArray[np.int64], numeric: bool, max_categories: int) -> Grouping:
+    texts = [None if _missing(value) else _text(value) for value in distinct]
+    occurrences = np.bincount(codes[codes >= 0], minlength=len(distinct)).tolist()
     counts: dict[str, int] = {}
-    for text in texts:
-        if text is not None:
-            counts[text] = counts.get(text, 0) + 1
+    for text, count in zip(texts, occurrences, strict=True):
+        if text is not None and count:
+            counts[text] = counts.get(text, 0) + count
     kept = sorted(counts, key=lambda text: (-counts[text], text))[:max_categories]
     names = sorted(kept, key=float) if numeric else sorted(kept)
     code = {name: index for index, name in enumerate(names)}
-    codes = np.array([-1 if text is None else code.get(text, -1) for text in texts], dtype=np.int64)
-    return Grouping(codes, tuple(names))
+    group_of = np.array([*(-1 if text is None else code.get(text, -1) for text in texts), -1], dtype=np.int64)
+    return Grouping(group_of[codes], tuple(names))
 
 
 def _text(value: object) -> str:

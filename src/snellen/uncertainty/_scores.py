@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from snellen.errors import InvalidInput
-from snellen.probe import Rows
+from snellen.probe import Rows, Texts
+from snellen.randomness import derive_seed
 
 FLOOR = -100.0
 """Smallest log-probability: a probability of exactly 0 on the true class must not make a mean infinite."""
+MOST_SCORES = 20_000_000
+"""Logits kept in memory (160 MB); of a larger table a random subset of the samples is read."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,26 @@ def log_probabilities(logits: NDArray[np.float64], temperature: float = 1.0) -> 
 def read_scores(predictions: Rows, purpose: str) -> Scores:
     """The scores of the `predictions` table, sorted by id so that the order of shards does not matter.
 
-    Rows without a finite output are left out (the probe `predictions` reports them). Raises `InvalidInput` when the
-    table holds labels only.
+    Rows without a finite output are left out (the probe `predictions` reports them). Of more than `MOST_SCORES` logits
+    a random subset of the samples is kept, the same for every order of the rows. Raises `InvalidInput` when the table
+    holds labels only.
     """
-    table = predictions.filter(pc.not_equal(predictions["predicted"], -1)).sort_by("id")
-    if table["logits"].null_count:
+    answered = np.flatnonzero(predictions["predicted"].to_numpy() != -1)
+    if len(answered) and predictions["logits"].slice(int(answered[0]), 1).null_count:
         raise InvalidInput(f"{purpose} needs scores, but the predictions hold labels only (labels access)")
+    classes = len(predictions["logits"][int(answered[0])]) if len(answered) else 1
+    most = max(1000, MOST_SCORES // max(classes, 1))
+    if len(answered) > most:
+        ids = predictions["id"].take(pa.array(answered))
+        answered = answered[_drawn(ids, most)]
+    table = predictions.take(pa.array(answered)).sort_by("id")
     lists = pa.concat_arrays(table["logits"].chunks) if table.num_rows else table["logits"].combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     logits = flat.reshape(table.num_rows, -1) if table.num_rows else np.empty((0, 0))
-    return Scores(table["id"].to_pylist(), table["label"].to_numpy(), np.maximum(logits, -1e30))
+    return Scores(Texts(table["id"]), table["label"].to_numpy(), np.maximum(logits, -1e30))
+
+
+def _drawn(ids: pa.ChunkedArray, count: int) -> NDArray[np.int64]:
+    """`count` positions, by the hash of the id: independent of the order and of what else is there."""
+    rank = np.array([derive_seed(0, "scores", str(sample_id)) for sample_id in ids])
+    return np.sort(np.argpartition(rank, count)[:count])
