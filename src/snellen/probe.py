@@ -109,6 +109,8 @@ class Finding:
     effect: float
     n: int
     subject: Mapping[str, str | int | float] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
+    """Keys of `subject` that came out of this run, such as a threshold; they are no part of the statement's id."""
     baseline: float | None = None
     ci: tuple[float, float] | None = None
     p_value: float | None = None

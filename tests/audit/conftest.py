@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from snellen.audit.manifest import as_parquet
 from snellen.audit.store import JobRecord, Store
 from snellen.probe import rows
 
@@ -40,6 +44,20 @@ def finding(
         "repeat": f"snellen run predictions model data # {name}",
         **other,
     }
+
+
+@pytest.fixture
+def add_rows() -> Callable[[str, str, str, pa.Table], None]:
+    """One more job of a run: address, label, key, rows."""
+
+    def add(url: str, label: str, key: str, table: pa.Table) -> None:
+        store = Store(url)
+        store.commit(label.partition("#")[0], key, table, JobRecord(1, 0, 0.1))
+        jobs = pq.read_table(io.BytesIO(store.read_bytes("jobs.parquet") or b""))
+        more = pa.table({"label": [label], "key": [key]})
+        store.write(as_parquet(pa.concat_tables([jobs, more])), "jobs.parquet")
+
+    return add
 
 
 @pytest.fixture
@@ -115,6 +133,10 @@ def make_run(tmp_path: Path) -> MakeRun:
             "ledger": {"forward": n, "backward": 0, "by_probe": {p["probe"]: record._asdict() for p in probes}},
             **manifest,
         }
+        keys = [("predictions", "a" * 32), ("predictions", "b" * 32), ("accuracy", "c" * 32)]
+        keys += [("attack/pgd", f"{place:032x}") for place in range(len(robust or {}))]
+        jobs = pa.table({"label": [label for label, _ in keys], "key": [key for _, key in keys]})
+        store.write(as_parquet(jobs), "jobs.parquet")
         store.write(json.dumps(written).encode(), "manifest.json")
         store.write(json.dumps(list(findings)).encode(), "findings.json")
         return url

@@ -131,14 +131,23 @@ def test_what_was_not_examined_is_neither_gone_nor_new(make_run: MakeRun, make_f
     assert [refusal.reason for refusal in comparison.refused] == ["only the first run has it"]
 
 
-def test_rows_that_contradict_each_other_are_not_paired(make_run: MakeRun) -> None:
+def test_rows_that_contradict_each_other_are_not_paired(make_run: MakeRun, add_rows: Callable[..., None]) -> None:
     first = make_run("a", BEFORE)
     ids = [str(i) for i in range(200)]
     other = rows(ids, label=np.arange(200) % 2, predicted=[0] * 200, correct=~BEFORE, confidence=[0.5] * 200)
-    Store(first).commit("predictions", "f" * 32, other, JobRecord(200, 0, 0.1))  # another model, the same directory
+    add_rows(first, "predictions#2", "f" * 32, other)
     comparison = compared(first, make_run("b", AFTER))
     assert comparison.pairs == []
     assert "contradict each other" in comparison.refused[0].reason
+
+
+def test_rows_of_another_model_in_the_same_directory_are_not_mixed_in(make_run: MakeRun) -> None:
+    first, second = make_run("a", BEFORE), make_run("b", AFTER)
+    alone = compared(first, second)
+    ids = [str(i) for i in range(200)]
+    other = rows(ids, label=np.arange(200) % 2, predicted=[0] * 200, correct=~BEFORE, confidence=[0.5] * 200)
+    Store(first).commit("predictions", "f" * 32, other, JobRecord(200, 0, 0.1))
+    assert compared(first, second).pairs == alone.pairs
 
 
 def test_a_run_on_another_file_system_is_read_like_a_local_one(make_run: MakeRun) -> None:

@@ -66,3 +66,16 @@ def test_json_has_no_number_that_json_does_not_know() -> None:
 def test_the_repeat_command_quotes_hostile_names() -> None:
     command = repeat_command("attack/pgd", "demo", "photos; rm -rf /", {"eps": [0.1]}, 5, 0)
     assert "'photos; rm -rf /'" in command
+
+
+def test_figures_that_a_run_measured_are_no_part_of_the_id() -> None:
+    def made(temperature: float, measured: tuple[str, ...]) -> str:
+        finding = Finding(
+            *("calibration", "Over-confident.", "calibration error", 0.1, 0.1, 100),
+            subject={"temperature": temperature, "part": "all"},
+            measured=measured,
+        )
+        return statements([("calibration", "", finding)])[0].id
+
+    assert made(1.2, ("temperature",)) == made(1.7, ("temperature",))
+    assert made(1.2, ()) != made(1.7, ())

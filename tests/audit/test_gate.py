@@ -247,15 +247,15 @@ def test_what_the_run_lacks_is_told_with_what_it_has(
         decide(condition, run)
 
 
-def test_certified_accuracy_can_be_asked_for_at_any_radius(make_run: MakeRun, decide: Callable[..., Verdict]) -> None:
-    from snellen.audit.store import JobRecord, Store
+def test_certified_accuracy_can_be_asked_for_at_any_radius(
+    make_run: MakeRun, decide: Callable[..., Verdict], add_rows: Callable[..., None]
+) -> None:
     from snellen.probe import rows
 
-    by_probe = {"predictions": {"forward": 1}, "certify/smoothing": {"forward": 1}}
-    run = make_run("run", of(9, 10), ledger={"forward": 1, "backward": 0, "by_probe": by_probe})
+    run = make_run("run", of(9, 10))
     radius = np.linspace(0, 0.9, 10)
     table = rows([str(i) for i in range(10)], label=[1] * 10, predicted=[1] * 9 + [-1], radius=radius, p_lower=radius)
-    Store(run).commit("certify/smoothing", "a" * 32, table, JobRecord(1, 0, 0.1))
+    add_rows(run, "certify/smoothing", "a" * 32, table)
     measured = MeasuredRun(open_run(run))
     found = [measured.find("certified accuracy", None, {"radius": r}).value for r in (0.0, 0.45, "1/2", 0.85)]
     assert found == [0.9, 0.4, 0.4, 0.0]

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import pyarrow as pa
+
 from snellen.audit.executor import Executor, LocalExecutor, Outcome, Task, Worker, described
 from snellen.audit.findings import Statement, repeat_command, statements, to_json
 from snellen.audit.jobs import Entry, Job, LeftOut, analysis_job, expand, jobs_of, most_telling_first
 from snellen.audit.journal import Journal
-from snellen.audit.manifest import describe_run, quarantine_table
+from snellen.audit.manifest import as_parquet, describe_run, quarantine_table
 from snellen.audit.plan import Plan, settings_of
 from snellen.audit.progress import Progress, Silent, Work
 from snellen.audit.ray_executor import RayExecutor
@@ -116,6 +118,7 @@ class Examination:
         self.names = names or (model.spec.name, dataset.name)
         self.inputs = dict(inputs or {})
         self.begun = time.time()
+        store = Store(out)  # first: where nothing can be stored, nothing need be read
         dataset = align_classes(dataset, model.spec.class_names, model.spec.class_aliases)
         spec = model.spec
         loader = loader_for(model, dataset)
@@ -131,7 +134,6 @@ class Examination:
         entries, left_out = expand(plan, dataset, model.access)
         if model.ledger.limited:
             entries = most_telling_first(entries)
-        store = Store(out)
         found = [*(warnings or []), *dataset.warnings]
         self.audit = Audit(
             plan, model, loader, dataset, context, entries, left_out, store, StoredTables(store), warnings=found
@@ -169,6 +171,7 @@ class Examination:
         audit.statements = self._judge()
         audit.unreached = self._unreached() if compute else []
         store.write(to_json(audit.statements), "findings.json")
+        store.write(self._jobs_table(), "jobs.parquet")
         self._write_manifest("stopped early" if audit.stopped else "finished")
         return audit
 
@@ -295,6 +298,16 @@ class Examination:
                 mine = [replace(finding, title=finding.title.rstrip(".") + note) for finding in mine]
             found += [(entry.label, repeat, finding) for finding in mine]
         return statements(found)
+
+    def _jobs_table(self) -> bytes:
+        """The jobs that this run is made of: a directory may hold those of other plans and models too."""
+        lists = {label: [job.key for job in jobs] for label, jobs in self.jobs.items()}
+        lists |= {label: [job.key] for label, job in self.analyses.items()}
+        columns = {
+            "label": pa.array([label for label, keys in lists.items() for _ in keys]).dictionary_encode(),
+            "key": pa.array([key for keys in lists.values() for key in keys], pa.string()),
+        }
+        return as_parquet(pa.table(columns))
 
     def _incomplete(self, entry: Entry) -> str:
         """What the titles of a probe must add when it did not see all its samples."""

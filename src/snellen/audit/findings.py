@@ -124,7 +124,8 @@ def _tested(finding: Finding) -> bool:
 
 
 def _identity(probe: str, finding: Finding) -> str:
-    parts = [probe, finding.kind, finding.metric, json.dumps(dict(finding.subject), sort_keys=True, default=str)]
+    about = {key: value for key, value in finding.subject.items() if key not in finding.measured}
+    parts = [probe, finding.kind, finding.metric, json.dumps(about, sort_keys=True, default=str)]
     return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=6).hexdigest()
 
 

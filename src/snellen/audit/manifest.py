@@ -116,6 +116,10 @@ def quarantine_table(quarantine: Sequence[Quarantined]) -> bytes:
             "reason": pa.array([sample.reason for sample in quarantine], pa.string()),
         }
     )
+    return as_parquet(table)
+
+
+def as_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

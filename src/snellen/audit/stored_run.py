@@ -6,12 +6,15 @@ directory is told in one sentence.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from snellen.audit import findings as findings_format
@@ -24,6 +27,8 @@ from snellen.errors import InvalidInput
 from snellen.probe import Rows
 
 _LABEL = re.compile(r"[\w-]+(/[\w-]+)*(#\d+)?")
+
+_JOBS = pa.schema({"label": pa.string(), "key": pa.string()})
 
 Scalar = str | int | float | bool | None
 T = TypeVar("T")
@@ -183,20 +188,33 @@ def open_run(url: str) -> StoredRun:
     for item in _parsed(TypeAdapter(list[_Versioned]), found, where):
         _check_version(item, findings_format.SCHEMA_VERSION, where)
     findings = _parsed(TypeAdapter(tuple[StoredFinding, ...]), found, where)
-    return StoredRun(url, store, manifest, findings, StoredTables(store, _files(store, manifest)))
+    return StoredRun(url, store, manifest, findings, StoredTables(store, _files(store, url)))
 
 
-def _files(store: Store, manifest: Manifest) -> dict[str, list[str]]:
-    """The files of every probe that the manifest knows, a job's whole rows before its partial ones."""
-    found = {}
-    for probe in dict.fromkeys(label.partition("#")[0] for label in manifest.ledger.by_probe):
-        names = {name.removesuffix(".parquet") for name in store.names(f"results/{probe}") if name.endswith(".parquet")}
-        kept = sorted(
-            name for name in names if name.removesuffix(PARTIAL) == name or name.removesuffix(PARTIAL) not in names
+def _files(store: Store, url: str) -> dict[str, list[str]]:
+    """The files of every probe, in the order of its jobs; whole rows before partial ones."""
+    content = store.read_bytes("jobs.parquet")
+    if content is None:
+        raise InvalidInput(
+            f"{url!r} has no jobs.parquet: the run is not finished; the command that began it resumes it"
         )
-        if kept:
-            found[probe] = [store.path("results", probe, f"{name}.parquet") for name in kept]
-    return found
+    try:
+        jobs = pq.read_table(io.BytesIO(content)).cast(_JOBS).to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        raise InvalidInput(f"{url}/jobs.parquet is damaged: {str(error).splitlines()[0]}") from error
+    found: dict[str, list[str]] = {}
+    listed: dict[str, set[str]] = {}
+    for job in jobs:
+        label, key = str(job["label"]), str(job["key"])
+        if not _LABEL.fullmatch(label) or not re.fullmatch(r"[0-9a-f]{32}", key):
+            raise InvalidInput(f"{url}/jobs.parquet is damaged: {label!r} {key!r} is no job")
+        probe = label.partition("#")[0]
+        if probe not in listed:
+            listed[probe] = set(store.names(f"results/{probe}"))
+        name = next((n for n in (f"{key}.parquet", f"{key}{PARTIAL}.parquet") if n in listed[probe]), None)
+        if name is not None and (path := store.path("results", probe, name)) not in found.setdefault(probe, []):
+            found[probe].append(path)
+    return {probe: paths for probe, paths in found.items() if paths}
 
 
 def _parsed(shape: TypeAdapter[T], stored: bytes, where: str) -> T:

@@ -27,7 +27,7 @@ from snellen.errors import InvalidInput
 SHARD_SPLIT = re.compile(r"^(?P<split>[\w.]+?)-\d+-of-\d+$")
 """`test-00000-of-00002`, as Hugging Face names the shards of a split."""
 
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 64 << 20
 """Row groups kept for the next rows; one is kept whatever its size."""
 
 

@@ -118,6 +118,7 @@ def split_finding(trial: Trial, rng: np.random.Generator) -> list[Finding]:
             effect=0.0,  # information: the harm is counted in the worst case
             n=gap.n,
             subject={"corruption": "hard and easy obfuscations", "hard": ", ".join(split.hard)},
+            measured=("hard",),
             ci=(gap.low, gap.high) if gap.n >= 2 else None,
         )
     ]
@@ -137,6 +138,7 @@ def hardest_finding(trial: Trial) -> Finding:
         effect=0.0,  # information: the harm is counted in the worst case
         n=len(trial.ids),
         subject={"corruption": "hardest obfuscations", "obfuscation": name},
+        measured=("obfuscation",),
         ci=wilson(int(right.sum()), len(right)),
         evidence=[trial.ids[i] for i in np.flatnonzero(trial.clean & ~right)[:12].tolist()],
     )

@@ -120,6 +120,7 @@ def fall_finding(curve: ShiftCurve, axis: str = "severity") -> Finding:
         effect=float(np.clip(drops.mean(), 0, 1)),
         n=n,
         subject=subject,
+        measured=("starts_at",),
         ci=(interval.low, interval.high),
         p_value=p_values[middle],
         evidence=first_lost(curve),

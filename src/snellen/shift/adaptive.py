@@ -152,6 +152,7 @@ class AdaptiveCurve(ProbeBase):
             effect=float(np.clip(mean / last.severity, 0, 1)),
             n=last.n,
             subject={"corruption": name, "severity": last.severity, **({"starts_at": start} if start else {})},
+            measured=("severity", "starts_at"),
             ci=(last.low, last.high),
             p_value=mcnemar_exact(last.only_shifted, last.only_clean),
             evidence=evidence,

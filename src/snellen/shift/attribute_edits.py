@@ -243,6 +243,7 @@ def family_finding(attribute: str, curves: Sequence[ShiftCurve], context: Contex
         effect=max(mean.value, 0.0),
         n=mean.n,
         subject={"attribute": attribute, "worst": worst.shift},
+        measured=("worst",),
         ci=(low, high) if mean.n >= 2 else None,
         p_value=p_value,
         evidence=order[:12],
@@ -278,6 +279,7 @@ def costliest_finding(curves: Sequence[ShiftCurve]) -> Finding:
         effect=0.0,  # information: the attributes' findings count the harm
         n=n,
         subject={"attribute": "costliest", "worst": first.shift},
+        measured=("worst",),
         ci=first.drop(1),
         evidence=[first.ids[i] for i in np.flatnonzero(first.correct[0] & ~first.correct[1])[:12]],
         enough_data=enough,

@@ -180,6 +180,7 @@ class WorstCombination(ProbeBase):
                 effect=max(float(clean.mean() - hurt.mean()), 0.0),
                 n=len(clean),
                 subject={"corruption": winner.shift, "severity": self.severity, "worst_part": worst.shift},
+                measured=("corruption", "worst_part"),
                 ci=(interval.low, interval.high),
                 p_value=p_value,
                 evidence=first_lost(winner),

@@ -96,6 +96,7 @@ def coverage_finding(summary: Summary, alpha: float) -> Finding:
         ci=(low, high),
         n=summary.n,
         subject={"method": summary.method, "alpha": alpha, "threshold": summary.threshold},
+        measured=("threshold",),
         p_value=p_value if short else None,
         evidence=summary.missed,
     )
@@ -134,6 +135,7 @@ def abstention_finding(summary: Summary, doubt: str) -> Finding:
         ci=wilson(summary.answered_right, summary.answered),
         n=summary.n,
         subject={"doubt": doubt, "threshold": summary.abstention_threshold},
+        measured=("threshold",),
         evidence=summary.wrongly_answered,
     )
 

@@ -135,6 +135,7 @@ class Calibration(ProbeBase):
                 ci=(m["low"], m["high"]) if enough else None,
                 n=n,
                 subject={"temperature": round(m["temperature"], 4)},
+                measured=("temperature",),
                 p_value=m["p value"] if enough else None,
                 evidence=rows[0]["evidence"] if enough else (),
                 enough_data=enough,
