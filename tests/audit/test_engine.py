@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from snellen import probe as registry
-from snellen.audit import Audit, Examination, Plan
+from snellen.audit import Audit, Examination, Plan, tables
 from snellen.audit.forecast import forecast
 from snellen.audit.jobs import balanced_order, shard_size
 from snellen.data import Dataset
@@ -345,3 +345,16 @@ def test_stored_rows_answer_queries(tiny_model: Model, tiny_data: Dataset, tmp_p
     right = audit.tables["predictions"].to_pylist()
     expected = {label: (20, sum(row["correct"] for row in right if row["label"] == label) / 20) for label in range(3)}
     assert {row["label"]: (row["n"], row["accuracy"]) for row in counted.to_pylist()} == expected
+
+
+def test_a_table_too_large_for_memory_is_mapped_and_reads_the_same(
+    tiny_model: Model, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = examine(tiny_model, tiny_data, tmp_path / "run", "predictions", shard_size=2)
+    whole = audit.tables["predictions"]
+    monkeypatch.setattr(tables, "MOST_BYTES", 200)
+    before = pa.total_allocated_bytes()
+    mapped = audit.tables["predictions"]
+    assert pa.total_allocated_bytes() - before < 2000  # the rows are not among what Arrow has allocated
+    assert mapped.equals(whole)
+    assert not list((tmp_path / "run").glob("*.tmp"))

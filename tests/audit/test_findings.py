@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -79,3 +80,21 @@ def test_figures_that_a_run_measured_are_no_part_of_the_id() -> None:
 
     assert made(1.2, ("temperature",)) == made(1.7, ("temperature",))
     assert made(1.2, ()) != made(1.7, ())
+
+
+def test_the_repeating_command_names_the_flags_that_opened_model_and_data() -> None:
+    usual = {
+        "classes": None,
+        "device": "cpu",
+        "dtype": "float32",
+        "label_column": "label",
+        "budget": "9",
+        "compile": False,
+    }
+    assert "--" not in repeat_command("p", "m", "d", {}, None, 0, usual).replace("--seed", "")
+    given = {**usual, "classes": "my names.txt", "label_column": "kind", "dtype": "bf16", "compile": True}
+    words = shlex.split(repeat_command("p", "m", "d", {}, None, 0, given))
+    assert words[words.index("--classes") + 1] == "my names.txt"
+    assert words[words.index("--label-column") + 1] == "kind"
+    assert words[words.index("--dtype") + 1] == "bf16"
+    assert words[-1] == "--compile"

@@ -71,6 +71,8 @@ class Audit:
     stopped: str | None = None
     """Why not everything was done: the budget, the time limit, or a server that no longer answers."""
     unreached: list[Unreached] = field(default_factory=list)
+    inputs: Mapping[str, object] = field(default_factory=dict)
+    """The flags that opened model and data."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -136,7 +138,17 @@ class Examination:
             entries = most_telling_first(entries)
         found = [*(warnings or []), *dataset.warnings]
         self.audit = Audit(
-            plan, model, loader, dataset, context, entries, left_out, store, StoredTables(store), warnings=found
+            plan,
+            model,
+            loader,
+            dataset,
+            context,
+            entries,
+            left_out,
+            store,
+            StoredTables(store),
+            warnings=found,
+            inputs=self.inputs,
         )
         self.journal = Journal(store, model.ledger)
         self.worker = Worker(model, loader, plan.seed, store)
@@ -169,10 +181,11 @@ class Examination:
             ledger.attach(LedgerTotals(), None)
             self.journal.close()
         audit.statements = self._judge()
-        audit.unreached = self._unreached() if compute else []
+        audit.unreached = self._unreached()
         store.write(to_json(audit.statements), "findings.json")
         store.write(self._jobs_table(), "jobs.parquet")
-        self._write_manifest("stopped early" if audit.stopped else "finished")
+        unfinished = "stopped early" if audit.stopped else "incomplete" if audit.unreached else None
+        self._write_manifest(unfinished or "finished")
         return audit
 
     def _work(self, entry: Entry) -> Work:
@@ -288,7 +301,7 @@ class Examination:
             if table is None:
                 continue
             settings = settings_of(entry.probe)
-            repeat = repeat_command(entry.probe.name, *self.names, settings, entry.samples, self.plan.seed)
+            repeat = repeat_command(entry.probe.name, *self.names, settings, entry.samples, self.plan.seed, self.inputs)
             try:
                 mine = entry.probe.findings(table, audit.context)
             except Exception as error:  # the rows are safe; only the statements of this probe are missing

@@ -16,7 +16,7 @@ import torch
 from snellen.audit.store import JobRecord, Store
 from snellen.audit.tables import StoredTables
 from snellen.data import LoadedBatch, Loader
-from snellen.errors import BudgetExhausted, ModelUnavailable, SnellenError
+from snellen.errors import BudgetExhausted, InvalidInput, ModelUnavailable, SnellenError
 from snellen.models import Model
 from snellen.probe import Batch, DatasetProbe, Probe, Rows, SampleProbe, Scope
 from snellen.randomness import SampleRandom
@@ -102,7 +102,10 @@ class Worker:
             spent = self.model.ledger.totals - before
             record = JobRecord(spent.forward, spent.backward, time.perf_counter() - begun, spent.requests)
             partial = stopped is not None
-            self.store.commit(task.probe.name, task.key, pa.concat_tables(parts), record, partial)
+            try:
+                self.store.commit(task.probe.name, task.key, pa.concat_tables(parts), record, partial)
+            except InvalidInput as error:  # where one job cannot be written, none can
+                return Outcome(task, stopped=str(error))
         return Outcome(task, bool(parts), stopped is not None, stopped=stopped)
 
     def _parts(self, task: Task, advance: Callable[[int], None]) -> Iterator[Rows]:

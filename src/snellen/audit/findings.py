@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,13 +105,29 @@ def statements(found: Sequence[tuple[str, str, Finding]]) -> list[Statement]:
     return sorted(made, key=lambda s: (-SEVERITIES.index(s.severity), -s.finding.effect, s.probe, s.id))
 
 
+_FLAGS = ("classes", "input_size", "mean", "std", "architecture", "access", "template", "remote")
+_USUAL_FLAGS = {"label_column": "label", "device": "cpu", "dtype": "float32"}
+
+
 def repeat_command(
-    probe: str, model: str, data: str, settings: dict[str, object], samples: int | None, seed: int
+    probe: str,
+    model: str,
+    data: str,
+    settings: dict[str, object],
+    samples: int | None,
+    seed: int,
+    inputs: Mapping[str, object] | None = None,
 ) -> str:
-    """The command line that makes the statement's rows again."""
+    """The command line that makes the statement's rows again. inputs: the flags that opened model and data."""
+    inputs = inputs or {}
     words = ["snellen", "run", probe, model, data]
     words += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     words += ["--seed", str(seed)] + (["--samples", str(samples)] if samples else [])
+    usual = {**dict.fromkeys(_FLAGS), **_USUAL_FLAGS}
+    for flag, value in usual.items():
+        if (given := inputs.get(flag, value)) != value:
+            words += [f"--{flag.replace('_', '-')}", str(given)]
+    words += ["--compile"] if inputs.get("compile") else []
     return shlex.join(words)
 
 

@@ -1,17 +1,22 @@
-"""Ray: actors hold the model, read the data and write their own rows; the driver hears that a job is done."""
+"""Ray: workers hold the model, read the data and write their own rows; the driver hears that a job is done.
+
+A worker has one job at a time. When its process dies, that job, and no other, is begun again on a new one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
+import sys
 from collections import Counter, deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from snellen.audit.executor import Outcome, Task, Worker
+from snellen.audit.executor import Outcome, Task, Worker, described
 from snellen.audit.journal import Journal
 from snellen.audit.store import Store
 from snellen.data import Dataset, Geometry, Loader
@@ -21,30 +26,39 @@ from snellen.models import LedgerTotals, Model, QueryLedger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+log = logging.getLogger(__name__)
+
 ATTEMPTS = 3
 """Times that a job is begun before a worker that dies under it counts as the job's fault."""
-QUEUED = 2
-"""Jobs an actor has: one in work, one waiting, so that it never waits for the driver."""
+PATIENCE = 60
+"""Seconds without any worker before the user hears that Ray has no room for one."""
+SPARE_BYTES = 256 << 20
+"""Room in the object store of a cluster made for the run, beside model and data: jobs on their way are small."""
+
+ACCOUNT_LOST = (
+    "the process that keeps the account of this run died; what is stored is safe, and the same command goes on"
+)
 
 
 class Cargo(NamedTuple):
-    """What every actor gets once."""
+    """What every worker gets once. at_once: every pass needs the account's word first."""
 
     model: Model
     dataset: Dataset
     geometry: Geometry
-    device: str
     seed: int
     store: str
+    at_once: bool
 
 
 class RayExecutor:
-    """One actor a device, each with a copy of the model. Rows are those of the local executor, bit for bit on a CPU
+    """One worker a device, each with a copy of the model. Rows are those of the local executor, bit for bit on a CPU
     with one thread.
 
     address: None for a cluster of this machine's own, made for the run; "ray://HOST:PORT" or "auto" for a running one,
-    whose nodes must reach the run directory, the data and model files under the same names. workers: number of actors,
-    None for one a GPU, or one a core for models on the CPU.
+    whose nodes must reach the run directory, the data and model files under the same names. Where the caller is already
+    connected to Ray, that connection is used and left as it was. workers: number of workers, None for one a GPU, or one
+    a core for models on the CPU.
     """
 
     def __init__(self, worker: Worker, advance: Callable[[str, int], None], address: str | None, workers: int | None):
@@ -52,135 +66,197 @@ class RayExecutor:
             import ray
         except ImportError as error:
             raise InvalidInput("--executor ray needs the package ray; pip install snellen[ray]") from error
+        device = worker.model.device
+        if device.index:  # a worker sees one GPU only, as number 0
+            raise InvalidInput(f"--executor ray gives every worker a GPU of its own; use --device cuda, not {device}")
         self._ray = ray
         self._worker = worker
         self._advance = advance
-        self._address = address
+        self._address = None if address == "local" else address
         self._asked = workers
-        self._cuda = worker.model.device.type == "cuda"
-        self._began = False
+        self._cuda = device.type == "cuda"
+        self._connected_here = False
         self._cargo: Any = None
         self._account: Any = None
-        self._actors: list[Any] = []
-        self._running: dict[Any, tuple[int, Task]] = {}  # in the order of submission
-        self._again: deque[Task] = deque()
+        self._starting: dict[Any, Any] = {}  # what a worker's begin will answer -> worker
+        self._running: dict[Any, tuple[Any, Task]] = {}
+        self._free: list[Any] = []
+        self._waiting: deque[Task] = deque()
         self._attempts: Counter[str] = Counter()
         self._deaths = 0
+        self._stopped: str | None = None
         self.capacity = 1
 
     def submit(self, task: Task) -> None:
-        if not self._began:
+        if self._account is None:
             self._begin()
-        load = Counter(slot for slot, _ in self._running.values())
-        slot = min(range(len(self._actors)), key=lambda index: load[index])
-        self._running[self._actors[slot].run.remote(task)] = slot, task
+        self._waiting.append(task)
+        self._send()
 
     def wait(self) -> Outcome:
-        while True:
-            while self._again and len(self._running) < self.capacity:
-                self.submit(self._again.popleft())
-            (reference,), _ = self._ray.wait(list(self._running), num_returns=1)
-            slot, task = self._running.pop(reference)
-            try:
-                told: Outcome = self._ray.get(reference)
-            except self._ray.exceptions.RayError as error:
-                outcome = self._lost(slot, task, error)
-                if outcome is not None:
-                    return outcome
-                continue
-            self._deaths = 0
-            if told.written:
-                self._advance(task.label, len(task.rows))
-            return told._replace(task=task)
+        while self._stopped is None:
+            reference = self._next()
+            if reference in self._starting:
+                self._started(reference)
+            elif (outcome := self._ended(reference)) is not None:
+                return outcome
+            self._send()
+        task = self._waiting.popleft() if self._waiting else self._running.popitem()[1][1]
+        return Outcome(task, stopped=self._stopped)
 
     def close(self) -> None:
-        if not self._began:
-            return
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._ray.get(self._account.close.remote())
-        self._ray.kill(self._account)
-        self._running.clear()
-        self._again.clear()
-        self._began = False
-        if self._address is None:
-            self._ray.shutdown()
+        ray = self._ray
+        try:
+            with contextlib.suppress(ray.exceptions.RayError):
+                busy = [worker for worker, _ in self._running.values()]
+                for worker in [*self._free, *self._starting.values(), *busy]:
+                    ray.kill(worker)
+                if self._account is not None:
+                    ray.get(self._account.close.remote(), timeout=PATIENCE)
+                    ray.kill(self._account)
+        finally:
+            if self._connected_here:
+                ray.shutdown()
+            self._cargo = self._account = None
+            self._connected_here = False
+            for held in (self._free, self._starting, self._running, self._waiting):
+                held.clear()
 
     def _begin(self) -> None:
-        ray, model = self._ray, self._worker.model
-        if not ray.is_initialized():
-            self._connect()
-        resources = ray.cluster_resources()
-        there = int(resources.get("GPU", 0)) if self._cuda else int(resources.get("CPU", 1))
-        if there < 1:
-            raise InvalidInput("the Ray cluster has no GPU for --device cuda; start its nodes with GPUs, or use cpu")
-        count = min(self._asked or there, there)
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        ledger = model.ledger
-        left = ledger.minutes_left
-        self._account = (
-            ray.remote(Account)
-            .options(num_cpus=0, scheduling_strategy=here)
-            .remote(self._worker.store.url, ledger.remaining, left)
-        )
-        loader = self._worker.loader
-        device = "cuda" if self._cuda else "cpu"
-        cargo = Cargo(model, loader.dataset, loader.geometry, device, self._worker.seed, self._worker.store.url)
-        try:
-            self._cargo = ray.put(cargo)
-        except (TypeError, pickle.PicklingError, AttributeError) as error:
-            raise InvalidInput(f"the model or the data cannot be sent to Ray's workers: {error}") from error
-        self._actors = [self._actor() for _ in range(count)]
-        self.capacity = count * QUEUED
-        self._began = True
+        cargo = self._packed_cargo()
+        if not self._ray.is_initialized():
+            self._connect(len(cargo))
+        self.capacity = self._room()
+        self._account = self._open_account()
+        self._cargo = self._ray.put(cargo)
+        for _ in range(self.capacity):
+            self._start()
 
-    def _connect(self) -> None:
-        # Workers start where this process is, so that they can import what a `py:` model imports.
-        path = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        os.environ["PYTHONPATH"] = os.pathsep.join(part for part in dict.fromkeys(path) if part)
+    def _packed_cargo(self) -> bytes:
+        model, loader, store = self._worker.model, self._worker.loader, self._worker.store
+        at_once = model.remote or model.ledger.limited
+        url = store.local_path or store.url  # a worker elsewhere stands in another folder
+        cargo = Cargo(model, loader.dataset, loader.geometry, self._worker.seed, url, at_once)
+        return packed(cargo, "the model or the data")
+
+    def _connect(self, cargo_bytes: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        own = {
+            "address": "local",  # without it Ray joins whatever cluster it finds on this machine
+            "num_cpus": None if self._cuda else max(self._asked or 1, os.cpu_count() or 1),
+            "object_store_memory": cargo_bytes + SPARE_BYTES,
+            "include_dashboard": False,
+        }
+        self._connected_here = True
         try:
-            if self._address is not None:
-                self._ray.init(address=self._address, **quiet)
-            else:
-                cores = max(self._asked or 1, os.cpu_count() or 1)
-                self._ray.init(num_cpus=None if self._cuda else cores, include_dashboard=False, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            raise InvalidInput(f"Ray at {self._address or 'this machine'} cannot be used: {error}") from error
+            self._ray.init(**(own if self._address is None else {"address": self._address}), **quiet)
+        except (ImportError, OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
+            raise InvalidInput(f"Ray at {self._address or 'this machine'} cannot be used: {_line(error)}") from error
 
-    def _actor(self) -> Any:
+    def _room(self) -> int:
+        """Workers that the cluster can hold, at most as many as were asked for."""
+        resource = "GPU" if self._cuda else "CPU"
+        there = int(self._ray.cluster_resources().get(resource, 0))
+        if there < 1:
+            raise InvalidInput(f"the Ray cluster has no {resource}; start its nodes with some, or change --device")
+        if self._asked is not None and self._asked > there:
+            log.warning("the Ray cluster has %d %ss: %d workers, not %d", there, resource, there, self._asked)
+        return min(self._asked or there, there)
+
+    def _open_account(self) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=False)
+        ledger = self._worker.model.ledger
+        limits = Limits(ledger.budget, ledger.remaining, ledger.minutes, ledger.minutes_left)
+        store = self._worker.store
+        account = self._ray.remote(Account).options(num_cpus=0, scheduling_strategy=here)
+        return account.remote(store.local_path or store.url, limits)
+
+    def _start(self) -> None:
         needs = {"num_gpus": 1} if self._cuda else {"num_cpus": 1}
-        remote = self._worker.model.remote or self._worker.model.ledger.limited
-        return self._ray.remote(Actor).options(**needs).remote(self._cargo, self._account, remote)
+        worker = self._ray.remote(RayWorker).options(**needs).remote()
+        self._starting[worker.begin.remote(self._cargo, self._account, sys.path, str(Path.cwd()))] = worker
 
-    def _lost(self, slot: int, task: Task, error: Exception) -> Outcome | None:
-        """A worker died: its jobs run again elsewhere; a job under which three died is reported as failed."""
-        waiting = [reference for reference, (where, _) in self._running.items() if where == slot]
-        self._again.extend(self._running.pop(reference)[1] for reference in waiting)
+    def _send(self) -> None:
+        while self._waiting and self._free:
+            worker, task = self._free.pop(), self._waiting.popleft()
+            self._running[worker.run.remote(packed(task, f"the probe {task.probe.name}"))] = worker, task
+
+    def _next(self) -> Any:
+        """The next answer of any worker."""
+        while True:
+            ready, _ = self._ray.wait([*self._starting, *self._running], num_returns=1, timeout=PATIENCE)
+            if ready:
+                return ready[0]
+            if not self._running:
+                log.warning("Ray has had no free %s for %d s; waiting", "GPU" if self._cuda else "core", PATIENCE)
+
+    def _started(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            self._ray.kill(worker)
+            raise InvalidInput(f"a Ray worker cannot take up the model and the data: {_cause(error)}") from error
+        except self._ray.exceptions.RayError as error:
+            self._lost(worker, error)
+        else:
+            self._free.append(worker)
+
+    def _ended(self, reference: Any) -> Outcome | None:
+        """The outcome of a job, None when it will be begun again."""
+        worker, task = self._running.pop(reference)
+        try:
+            told = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            self._free.append(worker)
+            raise error.cause from error  # no fault of a probe: it would end a local run too
+        except self._ray.exceptions.RayError as error:
+            self._attempts[task.key] += 1
+            self._lost(worker, error)
+            if self._attempts[task.key] < ATTEMPTS:
+                self._waiting.append(task)
+                return None
+            return Outcome(task, error=f"its worker died {ATTEMPTS} times under it: {_line(error)}")
+        self._deaths = 0
+        self._attempts.pop(task.key, None)
+        self._free.append(worker)
+        outcome = Outcome(task, *told)
+        if outcome.written and not outcome.partial:
+            self._advance(task.label, len(task.rows))
+        return outcome
+
+    def _lost(self, worker: Any, error: Exception) -> None:
+        """A worker's process died. A new one takes its place, unless they do nothing but die."""
+        self._ray.kill(worker)  # it may only be out of reach
         self._deaths += 1
-        self._attempts[task.key] += 1
-        reason = str(error).strip().splitlines()[0]
-        if self._deaths > ATTEMPTS * (len(self._actors) + 1):
-            return Outcome(task, stopped=f"Ray's workers die again and again: {reason}")
-        self._ray.kill(self._actors[slot])
-        self._actors[slot] = self._actor()
-        if self._attempts[task.key] < ATTEMPTS:
-            self._again.append(task)
-            return None if self._running or self._again else Outcome(task, error=reason)
-        return Outcome(task, error=f"its worker was lost {ATTEMPTS} times: {reason}")
+        if self._deaths > ATTEMPTS * (self.capacity + 1):
+            self._stopped = f"Ray's workers die again and again: {_line(error)}"
+        else:
+            self._start()
+
+
+class Limits(NamedTuple):
+    """Of a ledger: as stated, and what is left; None without."""
+
+    budget: int | None
+    remaining: int | None
+    minutes: float | None
+    minutes_left: float | None
 
 
 class Account:
-    """The one ledger of a run with many workers; it lives beside the driver, where the run directory is."""
+    """The one ledger of a run with many workers, in a process beside the driver, where the run directory is."""
 
-    def __init__(self, store: str, budget: int | None, minutes: float | None) -> None:
-        self._ledger = QueryLedger(budget, minutes)
+    def __init__(self, store: str, limits: Limits) -> None:
+        self._ledger = QueryLedger(limits.budget, limits.minutes_left)
+        self._ledger.minutes = limits.minutes  # a refusal names what the user stated
         self._journal = Journal(Store(store, listed=False), self._ledger)
-        self._ledger.attach(LedgerTotals(), self._journal)
+        spent = 0 if limits.budget is None or limits.remaining is None else limits.budget - limits.remaining
+        self._ledger.attach(LedgerTotals(forward=spent), self._journal)
 
     def book(self, entry: LedgerTotals) -> str | None:
         """Why the pass may not happen, None when it is booked."""
@@ -197,29 +273,69 @@ class Account:
         self._journal.close()
 
 
-class Actor:
-    """A worker in a process of its own."""
+class RayWorker:
+    """A worker in a process of its own. What `begin` raises reaches the driver as it is; a constructor's errors would
+    look like a death."""
 
-    def __init__(self, cargo: Cargo, account: Any, at_once: bool) -> None:
-        import ray
+    _worker: Worker
+    _account: Any
+    _at_once: bool
+    _booked: Any = None
 
+    def begin(self, packed_cargo: bytes, account: Any, path: list[str], folder: str) -> None:
+        """path, folder: where the driver imports from, and where it stands: relative names mean the same here."""
+        sys.path.extend(place for place in path if place not in sys.path)
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         torch.set_num_threads(1)
+        cargo: Cargo = pickle.loads(packed_cargo)
         self._account = account
-        self._at_once = at_once
-        self._ray = ray
-        self._last: Any = None
-        loader = Loader(cargo.dataset, cargo.geometry, cargo.device, workers=1)
+        self._at_once = cargo.at_once
+        device = cargo.model.device
+        loader = Loader(cargo.dataset, cargo.geometry, device, workers=None if device.type == "cuda" else 1)
         self._worker = Worker(cargo.model, loader, cargo.seed, Store(cargo.store, listed=False))
         cargo.model.ledger.attach(LedgerTotals(), self._book)
 
+    def run(self, packed_task: bytes) -> tuple[object, ...]:
+        """The fields of the outcome without the task, which the driver has."""
+        outcome = self._worker.run(pickle.loads(packed_task))
+        # All that was booked is on paper before the job counts as done.
+        if self._booked is not None and (refusal := self._answer()):
+            outcome = outcome._replace(stopped=refusal)
+        return outcome[1:]
+
     def _book(self, entry: LedgerTotals) -> None:
         """Where somebody else counts, or there is a limit, no pass begins before the account has agreed."""
-        self._last = self._account.book.remote(entry)
-        if self._at_once and (refusal := self._ray.get(self._last)):
+        self._booked = self._account.book.remote(entry)
+        if self._at_once and (refusal := self._answer()):
             raise BudgetExhausted(refusal)
 
-    def run(self, task: Task) -> Outcome:
-        outcome = self._worker.run(task)
-        if self._last is not None:
-            self._ray.get(self._last)  # all that was booked is on paper before the job counts as done
-        return outcome._replace(task=Task("", task.probe, task.key, task.rows[:0], {}))
+    def _answer(self) -> str | None:
+        import ray
+
+        try:
+            refusal: str | None = ray.get(self._booked)
+        except ray.exceptions.RayError:
+            return ACCOUNT_LOST
+        return refusal
+
+
+def packed(thing: object, what: str) -> bytes:
+    """Pickled, classes of scripts and functions by value. Raises InvalidInput for what cannot be."""
+    from ray import cloudpickle
+
+    try:
+        content: bytes = cloudpickle.dumps(thing)
+    except Exception as error:  # a user's own class may raise anything
+        raise InvalidInput(f"{what} cannot be sent to Ray's workers ({_line(error)}); use --executor local") from error
+    return content
+
+
+def _cause(error: Any) -> str:
+    return described(error.cause) if isinstance(error.cause, Exception) else _line(error)
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message; Ray's go on for pages."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

@@ -1,7 +1,8 @@
 """Finished jobs as Parquet files; nothing else is state.
 
-A job is written under a temporary name and renamed, or sent to an object store in one request, so a file that is
-there is whole. A killed run therefore resumes where it was.
+A job is written under a temporary name and renamed, or sent to an object store in one request (s3fs cuts one of 100 MiB
+and more into parts, which appear together too), so a file that is there is whole. A killed run therefore resumes where
+it was. An object store is asked for one listing, when the run directory is opened, and for one PUT a job.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+import platform
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from snellen.data.files import without_secrets
 from snellen.errors import InvalidInput
 
 METADATA_KEY = b"snellen"
@@ -45,13 +48,13 @@ class Store:
     """
 
     def __init__(self, url: str, must_exist: bool = False, listed: bool = True) -> None:
-        self._files, self.root = fsspec.core.url_to_fs(url)
+        self._files, self.root = _located(url)
         self.url = url
         self._local = "file" in _protocols(self._files)
-        if self._files.isfile(self.root):
+        if self._local and self._files.isfile(self.root):
             raise InvalidInput(f"--out {url!r} is a file; give a folder for the run")
-        if must_exist and not self._files.isdir(self.root):
-            raise InvalidInput(f"there is no run directory {url!r}")
+        if must_exist and not (self._files.isdir(self.root) if self._local else self._children(self.root)):
+            raise InvalidInput(f"there is no run directory {without_secrets(url)!r}")
         self._finished, self._partial = self._list_results() if listed else (set(), set())
 
     @property
@@ -83,7 +86,8 @@ class Store:
         self.note(probe, key, partial)
         if not partial and f"{probe}/{key}" in self._partial:
             self._partial.discard(f"{probe}/{key}")
-            self._files.rm_file(self.path("results", probe, f"{key}{PARTIAL}.parquet"))
+            with self._reached("written"):
+                self._files.rm_file(self.path("results", probe, f"{key}{PARTIAL}.parquet"))
 
     def note(self, probe: str, key: str, partial: bool) -> None:
         """A job's rows are there: another process has written them."""
@@ -96,10 +100,16 @@ class Store:
         there = f"{probe}/{key}" in self._partial
         return self.path("results", probe, f"{key}{PARTIAL}.parquet") if there else None
 
-    def read(self, path: str) -> pa.Table:
-        """Rows of one file."""
+    def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of one file. columns: the ones to read, None for all."""
+        if columns is None and not self._local:
+            with self._reached("read"):
+                # A range spares s3fs the request that asks for the size.
+                content = self._files.cat_file(path, start=0)
+            with self._parsed(path):
+                return pq.read_table(io.BytesIO(content))
         with self._opened(path) as stored:
-            return pq.read_table(stored)
+            return pq.read_table(stored, columns=None if columns is None else list(columns))
 
     def record(self, path: str) -> JobRecord:
         """The cost that `commit` stored with a job's rows."""
@@ -108,39 +118,65 @@ class Store:
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[IO[bytes]]:
+        with self._reached("read"), self._parsed(path), self._files.open(path, "rb") as stored:
+            yield stored
+
+    @contextmanager
+    def _parsed(self, path: str) -> Iterator[None]:
         try:
-            with self._files.open(path, "rb") as stored:
-                yield stored
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            yield
+        except Exception as error:
+            if not _is_damage(error):
+                raise
             raise InvalidInput(f"{path} is damaged ({error}); delete it and run the same command again") from error
+
+    @contextmanager
+    def _reached(self, done: str) -> Iterator[None]:
+        """One sentence for a file system that does not do what it is asked. done: "read" or "written"."""
+        try:
+            yield
+        except InvalidInput:
+            raise
+        except Exception as error:  # each file system has exceptions of its own, and their texts quote addresses
+            check = "" if self._local else "; check the address, the credentials and the endpoint in the environment"
+            raise InvalidInput(
+                f"the run directory {without_secrets(self.url)!r} cannot be {done}: {_cause(error)}{check}; what is"
+                " stored is kept"
+            ) from error
 
     def write(self, content: bytes, *parts: str) -> None:
         """Write a file so that a reader sees the old content or the new one, never a part."""
         path = self.path(*parts)
-        if not self._local:
-            self._files.pipe_file(path, content)
-            return
-        try:
+        with self._reached("written"):
+            if not self._local:
+                self._files.pipe_file(path, content)
+                return
             os.makedirs(os.path.dirname(path), exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"the run directory {self.url!r} cannot be written: {error.strerror}") from error
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+            temporary = f"{path}.{platform.node()}.{os.getpid()}.tmp"
+            with open(temporary, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
 
     def read_bytes(self, *parts: str) -> bytes | None:
-        try:
-            return bytes(self._files.cat_file(self.path(*parts)))
-        except FileNotFoundError:
-            return None
+        """Content of a file, None when there is none."""
+        path = self.path(*parts)
+        with self._reached("read"):
+            try:
+                return bytes(self._files.cat_file(path, start=0))
+            except FileNotFoundError:
+                return None
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder of the run directory."""
-        path = self.path(folder)
-        if not self._files.exists(path):
-            return []
-        return sorted(PurePosixPath(str(found)).name for found in self._files.ls(path, detail=False))
+        """Names of the files in a folder of the run directory, read from it now."""
+        return sorted(PurePosixPath(found).name for found in self._children(self.path(folder)))
+
+    def _children(self, path: str) -> list[str]:
+        # `exists` and `isdir` of fsspec take a server that does not answer for a file that is not there.
+        with self._reached("read"):
+            try:
+                return [str(found) for found in self._files.ls(path, detail=False)]
+            except FileNotFoundError:
+                return []
 
     def open_for_appending(self, *parts: str) -> int:
         """A descriptor for `os.write` on this machine: each write goes to the end of the file, in one piece."""
@@ -152,9 +188,9 @@ class Store:
         """Whole and partial jobs, as "probe/key"."""
         finished, partial = set[str](), set[str]()
         results = self.path("results")
-        if not self._files.exists(results):
-            return finished, partial
-        for path in self._files.find(results):
+        with self._reached("read"):
+            found = self._files.find(results)
+        for path in found:
             relative = PurePosixPath(path).relative_to(PurePosixPath(results))
             if relative.suffix == ".parquet":
                 name = relative.with_suffix("").as_posix()
@@ -162,10 +198,52 @@ class Store:
                     partial.add(name.removesuffix(PARTIAL))
                 else:
                     finished.add(name)
-            elif relative.suffix == ".tmp" and self._local:
-                os.unlink(path)  # what a killed run was writing
+            elif self._local and _is_left_behind(relative.name):
+                Path(path).unlink(missing_ok=True)
         return finished, partial - finished
+
+
+def _located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        # Other processes write into the run directory: a listing from memory would not know of it.
+        files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise InvalidInput(
+            f"the run directory {without_secrets(url)!r} cannot be opened ({error}); give a folder or an address such"
+            " as s3://BUCKET/RUN, for which pip install snellen[remote]"
+        ) from error
+    if not root:
+        raise InvalidInput(f"the run directory {without_secrets(url)!r} has no name; give s3://BUCKET/RUN, for example")
+    return files, str(root)
 
 
 def _protocols(files: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
+
+
+def _is_left_behind(name: str) -> bool:
+    """Whether it is a temporary file of a process of this machine that is gone: `NAME.HOST.PID.tmp`."""
+    rest, _, process = name.removesuffix(".tmp").rpartition(".")
+    if not name.endswith(".tmp") or not rest.endswith(f".{platform.node()}") or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the content is at fault. Arrow raises a bare OSError for some of it, file systems one with a cause."""
+    bare = type(error) is OSError and error.errno is None and error.__cause__ is None
+    return bare or isinstance(error, (pa.ArrowException, KeyError, ValueError, TypeError))
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, without a text that a server wrote."""
+    answer = getattr(error.__cause__, "response", None)  # s3fs keeps botocore's error, which has the server's code
+    if isinstance(answer, dict):
+        return str(answer.get("Error", {}).get("Code", type(error).__name__))
+    return str(getattr(error, "strerror", None) or type(error).__name__)

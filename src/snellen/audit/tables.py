@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import pyarrow as pa
 
 from snellen.audit.store import JobRecord, Store
 from snellen.probe import Rows
+
+FILES_AT_ONCE = 8
+"""An object store answers each request late and many of them at the same time."""
+
+MOST_BYTES = 64 << 20
+"""A larger table is not held in memory."""
 
 
 class StoredTables(Mapping[str, Rows]):
@@ -24,8 +32,9 @@ class StoredTables(Mapping[str, Rows]):
         if files := [path for path in found if path is not None]:
             self.files[label] = files
 
-    def records(self, label: str) -> Iterator[JobRecord]:
-        return (self._store.record(path) for path in self.files[label])
+    def records(self, label: str) -> list[JobRecord]:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            return list(pool.map(self._store.record, self.files[label]))
 
     def query(self, label: str, sql: str) -> pa.Table:
         """A DuckDB query over one probe's rows, which are called `rows`: `SELECT avg(correct::INT) FROM rows`.
@@ -39,11 +48,34 @@ class StoredTables(Mapping[str, Rows]):
             return rows.query("rows", sql).to_arrow_table()
 
     def __getitem__(self, label: str) -> Rows:
-        parts = [self._store.read(path).replace_schema_metadata(None) for path in self.files[label]]
-        return pa.concat_tables(parts, promote_options="permissive")
+        files = self.files[label]
+        parts: list[pa.Table] = []
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            for start in range(0, len(files), FILES_AT_ONCE):
+                parts += pool.map(self._read, files[start : start + FILES_AT_ONCE])
+                if sum(part.nbytes for part in parts) > MOST_BYTES:
+                    rest = files[start + FILES_AT_ONCE :]
+                    return self._mapped(_one(parts), (self._read(path) for path in rest))
+        return _one(parts)
+
+    def _read(self, path: str) -> pa.Table:
+        return self._store.read(path).replace_schema_metadata(None)
+
+    def _mapped(self, first: pa.Table, rest: Iterable[pa.Table]) -> pa.Table:
+        """The rows in a file without a name that is mapped into memory, so that only the columns in use take any."""
+        with tempfile.NamedTemporaryFile(dir=self._store.local_path, suffix=".tmp") as file:
+            with pa.ipc.new_file(file.name, first.schema) as writer:
+                writer.write_table(first)
+                for part in rest:
+                    writer.write_table(pa.concat_tables([first.slice(0, 0), part], promote_options="permissive"))
+            return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def _one(parts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(parts, promote_options="permissive")

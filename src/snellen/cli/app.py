@@ -23,7 +23,9 @@ ModelName = Annotated[
         metavar="MODEL", help="demo, timm:NAME[@weights], file.pt2, file.onnx, hf:ID, clip:…, http(s)://…, py:…"
     ),
 ]
-DataName = Annotated[str, typer.Argument(metavar="DATA", help="demo, a folder of images, or a .parquet file")]
+DataName = Annotated[
+    str, typer.Argument(metavar="DATA", help="demo, a folder, a table, a .zip, COCO .json, hf:…, wds:…; also s3://")
+]
 Classes = Annotated[Path | None, typer.Option(help="File with the model's class names, one a line in output order.")]
 InputSize = Annotated[str | None, typer.Option(help="Model input in pixels, 224 or 224x320 (height x width).")]
 Mean = Annotated[str | None, typer.Option(help="Channel means on [0, 1], as 0.485,0.456,0.406.")]

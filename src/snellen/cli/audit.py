@@ -17,7 +17,7 @@ from snellen.audit import Audit, Examination, Plan, load_plan
 from snellen.audit.findings import to_json
 from snellen.audit.forecast import Forecast, forecast
 from snellen.cli.errors import FAILED_JOBS, INTERRUPTED
-from snellen.cli.inputs import ModelFlags, load_inputs
+from snellen.cli.inputs import ModelFlags, load_inputs, refuse_secrets
 from snellen.cli.screen import ProgressScreen, findings_table
 from snellen.errors import InvalidInput
 from snellen.report import write_report
@@ -39,6 +39,7 @@ def run_audit(
     """The whole command; returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console(stderr=True)
+    refuse_secrets(out or "")
     plan = _plan(preset, plan_file, seed)
     inputs = load_inputs(model, data, flags)
     for warning in inputs.warnings:

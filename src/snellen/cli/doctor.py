@@ -14,6 +14,13 @@ from snellen.audit.manifest import hardware, versions
 from snellen.demo.network import SHIPPED, WEIGHTS
 
 OPTIONAL = {
+    "onnxruntime": "ONNX models, pip install snellen[onnx]",
+    "transformers": "hf: models, pip install snellen[hf]",
+    "datasets": "hf: data, pip install snellen[hf]",
+    "open_clip": "clip: models, pip install snellen[clip]",
+    "s3fs": "s3:// data and run directories, pip install snellen[remote]",
+    "ray": "--executor ray, pip install snellen[ray]",
+    "mlflow": "snellen export --to mlflow, pip install snellen[mlflow]",
     "torchmetrics": "shift/detection, pip install snellen[detection]",
     "diffusers": "shift/diffusion-slider, pip install snellen[diffusion]",
     "cv2": "shift/attribute-edits masks=grabcut, pip install snellen[masks]",

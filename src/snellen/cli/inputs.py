@@ -64,7 +64,7 @@ def load_inputs(model: str, data: str, flags: ModelFlags) -> Inputs:
         dtype=flags.dtype,
     )
     for name in (model, data):
-        _refuse_secrets(name)
+        refuse_secrets(name)
     dataset = load_dataset(data, label_column=flags.label_column)
     loaded: LoadedModel = load_model(model, options, DataHints(dataset.class_names, dataset.common_size()))
     if flags.batch_size is not None:
@@ -72,7 +72,7 @@ def load_inputs(model: str, data: str, flags: ModelFlags) -> Inputs:
     return Inputs(loaded.model, dataset, loaded.warnings)
 
 
-def _refuse_secrets(name: str) -> None:
+def refuse_secrets(name: str) -> None:
     """Names are stored with the run and printed in its commands."""
     if re.search(r"://[^/@\s]*:[^/@\s]*@", name):
         raise InvalidInput(

@@ -55,7 +55,15 @@ def run_probe(
         console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
     with tempfile.TemporaryDirectory(prefix="snellen-") as folder:
         with ProgressScreen(console) as screen:
-            audit = Examination(inputs.model, inputs.dataset, plan, folder, progress=screen, names=(model, data)).run()
+            audit = Examination(
+                inputs.model,
+                inputs.dataset,
+                plan,
+                folder,
+                progress=screen,
+                names=(model, data),
+                inputs=flags.to_json(),
+            ).run()
         _refuse_if_left_out(audit)
         if audit.failures:
             console.print(audit.failures[0].error, style="red", markup=False)

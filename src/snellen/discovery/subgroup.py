@@ -56,8 +56,9 @@ class Answers:
 
     @classmethod
     def read(cls, predictions: Rows) -> Answers:
-        table = predictions.sort_by("id")
-        columns = [table[name].to_numpy() for name in ("label", "predicted", "confidence")]
+        names = ("label", "predicted", "confidence")
+        table = predictions.select(["id", *names]).sort_by("id")
+        columns = [table[name].to_numpy() for name in names]
         return cls(table["id"], *columns)
 
     def mistakes(self, rows: NDArray[np.int64]) -> tuple[str, ...]:

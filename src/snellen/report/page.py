@@ -70,7 +70,7 @@ class ProbeSection:
 def write_report(audit: Audit, names: tuple[str, str]) -> str:
     """Writes `report.html` into the run directory and returns its path."""
     audit.store.write(render_report(audit, names).encode(), "report.html")
-    return audit.store.path("report.html")
+    return audit.store.address(audit.store.path("report.html"))
 
 
 def render_report(audit: Audit, names: tuple[str, str]) -> str:
@@ -167,7 +167,7 @@ def _families(audit: Audit, names: tuple[str, str], pictures: _Pictures) -> list
             continue
         module = type(probe).__module__.split(".")
         family = FAMILY_TITLES.get(module[1], module[1].capitalize()) if module[0] == "snellen" else "Plug-ins"
-        repeat = repeat_command(probe.name, *names, settings_of(probe), entry.samples, audit.plan.seed)
+        repeat = repeat_command(probe.name, *names, settings_of(probe), entry.samples, audit.plan.seed, audit.inputs)
         summary = " ".join((type(probe).__doc__ or "").split("\n\n")[0].split())
         drawn = [_draw(exhibit, pictures) for exhibit in exhibits]
         sections.setdefault(family, []).append(ProbeSection(entry.label, summary, probe.paper, repeat, drawn))
