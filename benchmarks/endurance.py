@@ -48,6 +48,8 @@ TOKEN = "secret-7f3a"
 CONCURRENCY, BATCH = 4, 8
 DROPPED = 0.15
 """Share of the requests whose connection is dropped."""
+KILLED_WITHIN = 0.5
+"""A life is killed within this share of the time that an undisturbed run takes: later many would have ended."""
 STOPPED = 3
 """Exit status of a life that its budget ended."""
 
@@ -162,7 +164,7 @@ def local(folder: Path, kills: int, moments: random.Random) -> Outcome:
         outcome.runs += 1
         run, before, status = folder / f"run{outcome.runs}", outcome.trouble, None
         while status is None:
-            moment = moments.uniform(0, 0.7 * whole) if outcome.trouble < kills else None
+            moment = moments.uniform(0, KILLED_WITHIN * whole) if outcome.trouble < kills else None
             status = killed_or_done(start(audit_demo, str(run)), moment)
             outcome.lives += 1
             outcome.trouble += status is None
@@ -200,7 +202,7 @@ def server(folder: Path, kills: int, moments: random.Random) -> Outcome:
             while status is None or status == STOPPED:
                 if status == STOPPED:
                     budget = needed + (kills + 1) * needed
-                moment = moments.uniform(0, 0.7 * whole) if outcome.trouble < kills else None
+                moment = moments.uniform(0, KILLED_WITHIN * whole) if outcome.trouble < kills else None
                 status = killed_or_done(start(audit_server, str(run), state.url, photos, budget), moment)
                 outcome.lives += 1
                 outcome.trouble += status is None

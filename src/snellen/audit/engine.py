@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -124,9 +124,10 @@ class Examination:
         dataset = align_classes(dataset, model.spec.class_names, model.spec.class_aliases)
         spec = model.spec
         loader = loader_for(model, dataset)
+        pa.default_memory_pool().release_unused()  # what reading the list of images needed meanwhile
         self.progress.note(f"inspecting {len(dataset)} images")
-        inspection = loader.inspect()
-        dataset, self.digests = inspection
+        dataset, self.digests = loader.inspect()
+        pa.default_memory_pool().release_unused()
         if len(dataset) == 0:
             reasons = {sample.reason for sample in dataset.quarantine}
             raise InvalidInput(
@@ -314,13 +315,12 @@ class Examination:
 
     def _jobs_table(self) -> bytes:
         """The jobs that this run is made of: a directory may hold those of other plans and models too."""
-        lists = {label: [job.key for job in jobs] for label, jobs in self.jobs.items()}
-        lists |= {label: [job.key] for label, job in self.analyses.items()}
-        columns = {
-            "label": pa.array([label for label, keys in lists.items() for _ in keys]).dictionary_encode(),
-            "key": pa.array([key for keys in lists.values() for key in keys], pa.string()),
-        }
-        return as_parquet(pa.table(columns))
+        made: dict[str, Sequence[Job]] = {**self.jobs, **{label: [job] for label, job in self.analyses.items()}}
+        parts = [
+            pa.table({"label": pa.repeat(label, len(jobs)), "key": pa.array((job.key for job in jobs), pa.string())})
+            for label, jobs in made.items()
+        ]
+        return as_parquet(pa.concat_tables(parts))
 
     def _incomplete(self, entry: Entry) -> str:
         """What the titles of a probe must add when it did not see all its samples."""

@@ -11,6 +11,8 @@ import io
 import json
 import os
 import platform
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,7 @@ from snellen.errors import InvalidInput
 
 METADATA_KEY = b"snellen"
 PARTIAL = ".partial"
+_JOB_FILE = re.compile(r"(?P<probe>.+)/(?P<key>[0-9a-f]{32})(?P<partial>\.partial)?\.parquet")
 
 
 class JobRecord(NamedTuple):
@@ -55,7 +58,11 @@ class Store:
             raise InvalidInput(f"--out {url!r} is a file; give a folder for the run")
         if must_exist and not (self._files.isdir(self.root) if self._local else self._children(self.root)):
             raise InvalidInput(f"there is no run directory {without_secrets(url)!r}")
-        self._finished, self._partial = self._list_results() if listed else (set(), set())
+        # Keys are kept as their 16 bytes: of a million jobs they are all that stays in memory.
+        self._finished: dict[str, set[bytes]] = defaultdict(set)
+        self._partial: dict[str, set[bytes]] = defaultdict(set)
+        if listed:
+            self._list_results()
 
     @property
     def local_path(self) -> str | None:
@@ -74,7 +81,7 @@ class Store:
         return path if self._local else str(self._files.unstrip_protocol(path))
 
     def has(self, probe: str, key: str) -> bool:
-        return f"{probe}/{key}" in self._finished
+        return bytes.fromhex(key) in self._finished[probe]
 
     def commit(self, probe: str, key: str, rows: pa.Table, record: JobRecord, partial: bool = False) -> None:
         """Write a job's rows. partial: the budget ended the job early; a later run does it whole."""
@@ -84,20 +91,20 @@ class Store:
         name = f"{key}{PARTIAL if partial else ''}.parquet"
         self.write(buffer.getvalue(), "results", probe, name)
         self.note(probe, key, partial)
-        if not partial and f"{probe}/{key}" in self._partial:
-            self._partial.discard(f"{probe}/{key}")
+        if not partial and bytes.fromhex(key) in self._partial[probe]:
+            self._partial[probe].discard(bytes.fromhex(key))
             with self._reached("written"):
                 self._files.rm_file(self.path("results", probe, f"{key}{PARTIAL}.parquet"))
 
     def note(self, probe: str, key: str, partial: bool) -> None:
         """A job's rows are there: another process has written them."""
-        (self._partial if partial else self._finished).add(f"{probe}/{key}")
+        (self._partial if partial else self._finished)[probe].add(bytes.fromhex(key))
 
     def find(self, probe: str, key: str) -> str | None:
         """Path of a job's rows, whole or partial, None when there are none."""
         if self.has(probe, key):
             return self.path("results", probe, f"{key}.parquet")
-        there = f"{probe}/{key}" in self._partial
+        there = bytes.fromhex(key) in self._partial[probe]
         return self.path("results", probe, f"{key}{PARTIAL}.parquet") if there else None
 
     def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -184,23 +191,19 @@ class Store:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def _list_results(self) -> tuple[set[str], set[str]]:
-        """Whole and partial jobs, as "probe/key"."""
-        finished, partial = set[str](), set[str]()
+    def _list_results(self) -> None:
         results = self.path("results")
         with self._reached("read"):
             found = self._files.find(results)
         for path in found:
             relative = PurePosixPath(path).relative_to(PurePosixPath(results))
-            if relative.suffix == ".parquet":
-                name = relative.with_suffix("").as_posix()
-                if name.endswith(PARTIAL):
-                    partial.add(name.removesuffix(PARTIAL))
-                else:
-                    finished.add(name)
+            job = _JOB_FILE.fullmatch(relative.as_posix())
+            if job is not None:
+                self.note(job["probe"], job["key"], partial=job["partial"] is not None)
             elif self._local and _is_left_behind(relative.name):
                 Path(path).unlink(missing_ok=True)
-        return finished, partial - finished
+        for probe, keys in self._partial.items():
+            keys -= self._finished[probe]
 
 
 def _located(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
