@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint typecheck docs bench replications clean
+.PHONY: demo test lint typecheck docs bench endurance replications clean
 
 demo: $(VENV)/.installed
 	$(BIN)/snellen audit demo demo --preset quick --out runs/demo
@@ -25,7 +25,10 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-peers
-	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/[a-df-z]*.py benchmarks/engine.py; do $(BIN)/python $$file || exit 1; done
+
+endurance: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/endurance.py
 
 replications: $(VENV)/.installed
 	$(BIN)/snellen replicate --record replications/results.json

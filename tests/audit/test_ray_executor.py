@@ -25,7 +25,7 @@ import yaml
 from tests.models.inference_server import CLASSES, Server, serving
 
 from snellen import probe as registry
-from snellen.audit import Audit, Examination, Plan, ray_executor
+from snellen.audit import Audit, Examination, Plan, ray_executor, ray_worker
 from snellen.data import Dataset
 from snellen.errors import InvalidInput
 from snellen.models import Access, Model, ModelSpec, QueryLedger, TorchModel
@@ -337,7 +337,7 @@ def test_without_its_account_a_run_stops_and_can_go_on(
     with killing("ray::Account", 1, lambda: 0.1 if server.requests > 20 else 0.05) as killed:
         audit = remote_audit(server, tiny_data, tmp_path, 1, 100_000)
     assert killed
-    assert audit.stopped == ray_executor.ACCOUNT_LOST
+    assert audit.stopped == ray_worker.ACCOUNT_LOST
     assert not audit.failures
     server.pause = 0.0
     assert remote_audit(server, tiny_data, tmp_path, None, 100_000).stopped is None

@@ -8,20 +8,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import sys
 from collections import Counter, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from snellen.audit.executor import Outcome, Task, Worker, described
-from snellen.audit.journal import Journal
-from snellen.audit.store import Store
-from snellen.data import Dataset, Geometry, Loader
-from snellen.errors import BudgetExhausted, InvalidInput
-from snellen.models import LedgerTotals, Model, QueryLedger
+from snellen.audit.ray_worker import Account, Cargo, Limits, RayWorker, first_line, packed
+from snellen.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,21 +28,6 @@ PATIENCE = 60
 """Seconds without any worker before the user hears that Ray has no room for one."""
 SPARE_BYTES = 256 << 20
 """Room in the object store of a cluster made for the run, beside model and data: jobs on their way are small."""
-
-ACCOUNT_LOST = (
-    "the process that keeps the account of this run died; what is stored is safe, and the same command goes on"
-)
-
-
-class Cargo(NamedTuple):
-    """What every worker gets once. at_once: every pass needs the account's word first."""
-
-    model: Model
-    dataset: Dataset
-    geometry: Geometry
-    seed: int
-    store: str
-    at_once: bool
 
 
 class RayExecutor:
@@ -153,7 +132,9 @@ class RayExecutor:
         try:
             self._ray.init(**(own if self._address is None else {"address": self._address}), **quiet)
         except (ImportError, OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
-            raise InvalidInput(f"Ray at {self._address or 'this machine'} cannot be used: {_line(error)}") from error
+            raise InvalidInput(
+                f"Ray at {self._address or 'this machine'} cannot be used: {first_line(error)}"
+            ) from error
 
     def _room(self) -> int:
         """Workers that the cluster can hold, at most as many as were asked for."""
@@ -220,7 +201,7 @@ class RayExecutor:
             if self._attempts[task.key] < ATTEMPTS:
                 self._waiting.append(task)
                 return None
-            return Outcome(task, error=f"its worker died {ATTEMPTS} times under it: {_line(error)}")
+            return Outcome(task, error=f"its worker died {ATTEMPTS} times under it: {first_line(error)}")
         self._deaths = 0
         self._attempts.pop(task.key, None)
         self._free.append(worker)
@@ -234,108 +215,10 @@ class RayExecutor:
         self._ray.kill(worker)  # it may only be out of reach
         self._deaths += 1
         if self._deaths > ATTEMPTS * (self.capacity + 1):
-            self._stopped = f"Ray's workers die again and again: {_line(error)}"
+            self._stopped = f"Ray's workers die again and again: {first_line(error)}"
         else:
             self._start()
 
 
-class Limits(NamedTuple):
-    """Of a ledger: as stated, and what is left; None without."""
-
-    budget: int | None
-    remaining: int | None
-    minutes: float | None
-    minutes_left: float | None
-
-
-class Account:
-    """The one ledger of a run with many workers, in a process beside the driver, where the run directory is."""
-
-    def __init__(self, store: str, limits: Limits) -> None:
-        self._ledger = QueryLedger(limits.budget, limits.minutes_left)
-        self._ledger.minutes = limits.minutes  # a refusal names what the user stated
-        self._journal = Journal(Store(store, listed=False), self._ledger)
-        spent = 0 if limits.budget is None or limits.remaining is None else limits.budget - limits.remaining
-        self._ledger.attach(LedgerTotals(forward=spent), self._journal)
-
-    def book(self, entry: LedgerTotals) -> str | None:
-        """Why the pass may not happen, None when it is booked."""
-        try:
-            if min(entry.forward, entry.backward, entry.requests) < 0:
-                self._ledger.refund(-entry.forward, -entry.requests)
-            else:
-                self._ledger.charge(entry.forward, entry.backward, entry.requests)
-        except BudgetExhausted as error:
-            return str(error)
-        return None
-
-    def close(self) -> None:
-        self._journal.close()
-
-
-class RayWorker:
-    """A worker in a process of its own. What `begin` raises reaches the driver as it is; a constructor's errors would
-    look like a death."""
-
-    _worker: Worker
-    _account: Any
-    _at_once: bool
-    _booked: Any = None
-
-    def begin(self, packed_cargo: bytes, account: Any, path: list[str], folder: str) -> None:
-        """path, folder: where the driver imports from, and where it stands: relative names mean the same here."""
-        sys.path.extend(place for place in path if place not in sys.path)
-        with contextlib.suppress(OSError):
-            os.chdir(folder)
-        torch.set_num_threads(1)
-        cargo: Cargo = pickle.loads(packed_cargo)
-        self._account = account
-        self._at_once = cargo.at_once
-        device = cargo.model.device
-        loader = Loader(cargo.dataset, cargo.geometry, device, workers=None if device.type == "cuda" else 1)
-        self._worker = Worker(cargo.model, loader, cargo.seed, Store(cargo.store, listed=False))
-        cargo.model.ledger.attach(LedgerTotals(), self._book)
-
-    def run(self, packed_task: bytes) -> tuple[object, ...]:
-        """The fields of the outcome without the task, which the driver has."""
-        outcome = self._worker.run(pickle.loads(packed_task))
-        # All that was booked is on paper before the job counts as done.
-        if self._booked is not None and (refusal := self._answer()):
-            outcome = outcome._replace(stopped=refusal)
-        return outcome[1:]
-
-    def _book(self, entry: LedgerTotals) -> None:
-        """Where somebody else counts, or there is a limit, no pass begins before the account has agreed."""
-        self._booked = self._account.book.remote(entry)
-        if self._at_once and (refusal := self._answer()):
-            raise BudgetExhausted(refusal)
-
-    def _answer(self) -> str | None:
-        import ray
-
-        try:
-            refusal: str | None = ray.get(self._booked)
-        except ray.exceptions.RayError:
-            return ACCOUNT_LOST
-        return refusal
-
-
-def packed(thing: object, what: str) -> bytes:
-    """Pickled, classes of scripts and functions by value. Raises InvalidInput for what cannot be."""
-    from ray import cloudpickle
-
-    try:
-        content: bytes = cloudpickle.dumps(thing)
-    except Exception as error:  # a user's own class may raise anything
-        raise InvalidInput(f"{what} cannot be sent to Ray's workers ({_line(error)}); use --executor local") from error
-    return content
-
-
 def _cause(error: Any) -> str:
-    return described(error.cause) if isinstance(error.cause, Exception) else _line(error)
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message; Ray's go on for pages."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return described(error.cause) if isinstance(error.cause, Exception) else first_line(error)

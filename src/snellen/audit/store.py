@@ -91,14 +91,15 @@ class Store:
         name = f"{key}{PARTIAL if partial else ''}.parquet"
         self.write(buffer.getvalue(), "results", probe, name)
         self.note(probe, key, partial)
-        if not partial and bytes.fromhex(key) in self._partial[probe]:
-            self._partial[probe].discard(bytes.fromhex(key))
-            with self._reached("written"):
-                self._files.rm_file(self.path("results", probe, f"{key}{PARTIAL}.parquet"))
 
     def note(self, probe: str, key: str, partial: bool) -> None:
-        """A job's rows are there: another process has written them."""
-        (self._partial if partial else self._finished)[probe].add(bytes.fromhex(key))
+        """A job's rows are there, written here or by another process; its partial rows of an earlier run go."""
+        name = bytes.fromhex(key)
+        (self._partial if partial else self._finished)[probe].add(name)
+        if not partial and name in self._partial[probe]:
+            self._partial[probe].discard(name)
+            with self._reached("written"):
+                self._files.rm_file(self.path("results", probe, f"{key}{PARTIAL}.parquet"))
 
     def find(self, probe: str, key: str) -> str | None:
         """Path of a job's rows, whole or partial, None when there are none."""
@@ -199,7 +200,8 @@ class Store:
             relative = PurePosixPath(path).relative_to(PurePosixPath(results))
             job = _JOB_FILE.fullmatch(relative.as_posix())
             if job is not None:
-                self.note(job["probe"], job["key"], partial=job["partial"] is not None)
+                known = self._partial if job["partial"] else self._finished
+                known[job["probe"]].add(bytes.fromhex(job["key"]))
             elif self._local and _is_left_behind(relative.name):
                 Path(path).unlink(missing_ok=True)
         for probe, keys in self._partial.items():
