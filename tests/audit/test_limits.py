@@ -72,6 +72,17 @@ def test_what_was_not_reached_is_listed_and_statements_about_a_part_say_so(
     assert {item["probe"] for item in stored["unreached"]} == set(missed)
 
 
+def test_an_analysis_of_a_part_is_made_again_when_the_rest_is_there(
+    tiny_model: Model, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    tiny_model.ledger = QueryLedger(budget=30)
+    examine(tiny_model, tiny_data, tmp_path / "run")
+    tiny_model.ledger = QueryLedger()
+    examine(tiny_model, tiny_data, tmp_path / "run", compute=False)  # must not store the analysis of a part as whole
+    whole = examine(tiny_model, tiny_data, tmp_path / "run")
+    assert whole.tables["accuracy"]["n"][0].as_py() == 60
+
+
 def test_a_time_limit_stops_before_the_next_pass_and_the_next_run_goes_on(
     tiny_model: Model, tiny_data: Dataset, tmp_path: Path
 ) -> None:

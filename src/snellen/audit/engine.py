@@ -8,72 +8,29 @@ import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import cast
 
 import pyarrow as pa
 
-from snellen.audit.executor import Executor, LocalExecutor, Outcome, Task, Worker, described
+from snellen.audit.executor import Executor, LocalExecutor, Worker, described
 from snellen.audit.findings import Statement, repeat_command, statements, to_json
-from snellen.audit.jobs import Entry, Job, LeftOut, analysis_job, expand, jobs_of, most_telling_first
+from snellen.audit.jobs import Entry, Job, analysis_job, expand, jobs_of, most_telling_first
 from snellen.audit.journal import Journal
 from snellen.audit.manifest import as_parquet, describe_run, quarantine_table
 from snellen.audit.plan import Plan, settings_of
 from snellen.audit.progress import Progress, Silent, Work
 from snellen.audit.ray_executor import RayExecutor
+from snellen.audit.record import Audit, FailedJob, Unreached
+from snellen.audit.scheduling import Schedule
 from snellen.audit.store import JobRecord, Store, total_cost
 from snellen.audit.tables import StoredTables
 from snellen.data import Dataset, Geometry, Loader, align_classes, fingerprint
-from snellen.errors import BudgetExhausted, InvalidInput, ModelUnavailable
+from snellen.errors import InvalidInput
 from snellen.models import LedgerTotals, Model
 from snellen.probe import Analysis, Context, Finding
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FailedJob:
-    """A job whose probe raised; the run went on without it."""
-
-    probe: str
-    key: str
-    error: str
-    traceback: str
-
-
-@dataclass(frozen=True)
-class Unreached:
-    """A probe of which `missing` of `jobs` jobs were not reached before the run stopped."""
-
-    probe: str
-    missing: int
-    jobs: int
-
-
-@dataclass
-class Audit:
-    """A run: finished, or stopped by its budget, with what it found.
-
-    tables: the rows of every probe that has any, read when asked for. failures: jobs that raised.
-    """
-
-    plan: Plan
-    model: Model
-    loader: Loader
-    dataset: Dataset
-    context: Context
-    entries: list[Entry]
-    left_out: list[LeftOut]
-    store: Store
-    tables: StoredTables
-    statements: list[Statement] = field(default_factory=list)
-    failures: list[FailedJob] = field(default_factory=list)
-    stopped: str | None = None
-    """Why not everything was done: the budget, the time limit, or a server that no longer answers."""
-    unreached: list[Unreached] = field(default_factory=list)
-    inputs: Mapping[str, object] = field(default_factory=dict)
-    """The flags that opened model and data."""
-    warnings: list[str] = field(default_factory=list)
 
 
 def loader_for(model: Model, dataset: Dataset) -> Loader:
@@ -96,7 +53,7 @@ def executor_of(name: str, worker: Worker, progress: Progress, workers: int | No
 
 
 class Examination:
-    """One audit being carried out. `prepare` looks at the data; `run` does the jobs."""
+    """One audit being carried out: to make it inspects the data, `run` does the jobs."""
 
     def __init__(
         self,
@@ -156,9 +113,6 @@ class Examination:
         self.executor = executor_of(executor, self.worker, self.progress, workers)
         self.jobs = {entry.label: jobs_of(entry, plan, spec, self.digests) for entry in entries if entry.touches_model}
         self.analyses: dict[str, Job] = {}
-        self._open: dict[str, int] = {}
-        self._in_flight = 0
-        self._tried = not model.remote
 
     def run(self, compute: bool = True) -> Audit:
         """Do what is missing, judge everything, write the run directory. Ctrl-C leaves a directory to resume from.
@@ -173,7 +127,7 @@ class Examination:
         ledger = self.model.ledger
         ledger.attach(self.journal.earlier(), self.journal)
         try:
-            self._work_off(compute)
+            Schedule(audit, self.jobs, self.executor, self.progress).run(self._run_analysis, compute)
         except KeyboardInterrupt:
             self._write_manifest("interrupted")
             raise
@@ -196,81 +150,11 @@ class Examination:
         done = sum(len(job.rows) for job in jobs if self.audit.store.has(entry.probe.name, job.key))
         return Work(entry.label, jobs.images, done)
 
-    def _work_off(self, compute: bool) -> None:
-        """Every entry in order; an executor that takes several jobs at a time gets those of the next entry too."""
-        for entry in self.audit.entries:
-            if set(entry.probe.needs) & {name.partition("#")[0] for name in self._open}:
-                self._settle()
-            if not entry.touches_model:
-                self.progress.finish(entry.label, self._run_analysis(entry))
-                continue
-            self._open[entry.label] = 1  # held open until all its jobs are handed over
-            for job in self.jobs[entry.label]:
-                if not compute:
-                    break
-                if self.audit.store.has(entry.probe.name, job.key):
-                    continue
-                while self._in_flight >= self.executor.capacity:
-                    self._take(self.executor.wait())
-                if not self._can_go_on():
-                    break
-                self.executor.submit(self._task(job))
-                self._in_flight += 1
-                self._open[entry.label] += 1
-            self._close(entry.label)
-        self._settle()
-
-    def _task(self, job: Job) -> Task:
-        probe = job.entry.probe
-        tables = {name: self.audit.tables.files[name] for name in probe.needs if name in self.audit.tables.files}
-        return Task(job.entry.label, probe, job.key, job.rows, tables)
-
-    def _can_go_on(self) -> bool:
-        """A remote model is asked one image, on the books, before the first job: a wrong spec fails once, not often."""
-        if not self._tried and self.audit.stopped is None:
-            self._tried = True
-            try:
-                self.model.try_out()
-            except (BudgetExhausted, ModelUnavailable) as error:
-                self.audit.stopped = str(error)
-        return self.audit.stopped is None
-
-    def _settle(self) -> None:
-        while self._in_flight:
-            self._take(self.executor.wait())
-
-    def _take(self, outcome: Outcome) -> None:
-        audit, task = self.audit, outcome.task
-        self._in_flight -= 1
-        if outcome.written:
-            audit.store.note(task.probe.name, task.key, outcome.partial)
-        if outcome.error is not None:
-            audit.failures.append(FailedJob(task.label, task.key, outcome.error, outcome.traceback))
-        if outcome.stopped is not None and audit.stopped is None:
-            audit.stopped = outcome.stopped
-        self._close(task.label)
-
-    def _close(self, label: str) -> None:
-        """One of an entry's jobs less; after the last one its table can be read."""
-        audit = self.audit
-        self._open[label] -= 1
-        if self._open[label]:
-            return
-        del self._open[label]
-        jobs = self.jobs[label]
-        audit.tables.add(label, jobs.entry.probe.name, (job.key for job in jobs))
-        mine = [failure for failure in audit.failures if failure.probe == label]
-        trouble = f"{len(mine)} of {len(jobs)} jobs failed: {mine[-1].error}" if mine else None
-        if not mine and len(audit.tables.files.get(label, ())) < len(jobs):
-            trouble = audit.stopped
-        self.progress.finish(label, trouble)
-
     def _run_analysis(self, entry: Entry) -> str | None:
         audit = self.audit
         missing = [name for name in entry.probe.needs if name not in audit.tables]
         if missing:
             return f"there is no table {missing[0]!r} to read"
-        partial = audit.stopped is not None or bool(audit.failures)
         needed = {
             other.label: self.jobs.get(other.label) or [self.analyses[other.label]]
             for other in audit.entries
@@ -278,6 +162,8 @@ class Examination:
         }
         job = analysis_job(entry, self.plan, self.model.spec, audit.context.samples, needed)
         self.analyses[entry.label] = job
+        read = [one for jobs in needed.values() for one in jobs]
+        partial = not all(audit.store.has(one.entry.probe.name, one.key) for one in read)
         if partial or not audit.store.has(entry.probe.name, job.key):
             begun = time.perf_counter()
             try:
@@ -316,7 +202,8 @@ class Examination:
     def _jobs_table(self) -> bytes:
         """The jobs that this run is made of: a directory may hold those of other plans and models too."""
         made: dict[str, Sequence[Job]] = {**self.jobs, **{label: [job] for label, job in self.analyses.items()}}
-        parts = [
+        parts = [pa.table({"label": pa.array([], pa.string()), "key": pa.array([], pa.string())})]
+        parts += [
             pa.table({"label": pa.repeat(label, len(jobs)), "key": pa.array((job.key for job in jobs), pa.string())})
             for label, jobs in made.items()
         ]

@@ -22,7 +22,7 @@ from snellen.data import Quarantined
 from snellen.models import LedgerTotals
 
 if TYPE_CHECKING:
-    from snellen.audit.engine import Audit
+    from snellen.audit.record import Audit
 
 SCHEMA_VERSION = 1
 PACKAGES = ("snellen", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "pyarrow", "duckdb")
