@@ -112,17 +112,12 @@ class Endpoint:
             self._wait_for_turn(attempt)
             ledger.charge(forward=len(images), requests=1)
             try:
-                answer = self._exchange("POST", f"{self.url}/infer", room, body, headers)
+                answer = self._attempt("POST", f"{self.url}/infer", room, body, headers)
             except _NEVER_SENT as error:
                 ledger.refund(forward=len(images), requests=1)
-                trouble = self._told(error)
-                continue
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                trouble = self._told(error)
-                continue
-            if answer.status in RETRIED:
-                trouble = f"status {answer.status}"
-                self._hold(answer.headers.get("Retry-After"))
+                answer = self._told(error)
+            if isinstance(answer, str):
+                trouble = answer
                 continue
             if answer.status != 200:
                 raise InvalidInput(f"{self.url} refused a request: {self._reason(answer)}")
@@ -168,9 +163,22 @@ class Endpoint:
         with self._lock:
             self._free_from = max(self._free_from, time.monotonic() + seconds)
 
-    def _exchange(
+    def _attempt(
         self, method: str, url: str, room: int, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Answer:
+    ) -> Answer | str:
+        """The answer, or what went wrong and may go better the next time. What was never sent raises."""
+        try:
+            answer = self._exchange(method, url, room, body, headers)
+        except _NEVER_SENT:
+            raise
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return self._told(error)
+        if answer.status not in RETRIED:
+            return answer
+        self._hold(answer.headers.get("Retry-After"))
+        return f"status {answer.status}"
+
+    def _exchange(self, method: str, url: str, room: int, body: bytes | None, headers: dict[str, str] | None) -> Answer:
         """One request; an answer longer than `room` bytes is cut off, so that no server can fill our memory."""
         with self._lock:
             if self._client is None:
@@ -200,15 +208,11 @@ class Endpoint:
         for attempt in range(self.remote.retries + 1):
             self._wait_for_turn(attempt)
             try:
-                answer = self._exchange("GET", url, 10_000_000)
+                answer = self._attempt("GET", url, 10_000_000)
             except _NEVER_SENT as error:
                 raise InvalidInput(f"no server answers at {url}: {self._told(error)}") from error
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                trouble = self._told(error)
-                continue
-            if answer.status in RETRIED:
-                trouble = f"status {answer.status}"
-                self._hold(answer.headers.get("Retry-After"))
+            if isinstance(answer, str):
+                trouble = answer
                 continue
             if answer.status != 200:
                 raise InvalidInput(f"{url} cannot be read: {self._reason(answer)}")
