@@ -358,3 +358,18 @@ def test_a_table_too_large_for_memory_is_mapped_and_reads_the_same(
     assert pa.total_allocated_bytes() - before < 2000  # the rows are not among what Arrow has allocated
     assert mapped.equals(whole)
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("images", [1, 30])
+def test_a_model_that_is_never_right_breaks_no_probe(tiny_model: Model, images: int, tmp_path: Path) -> None:
+    pixels = torch.rand(images, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    wrong = (tiny_model.labels(pixels) + 1) % 3
+    data = Dataset.from_arrays(pixels, wrong.numpy(), ("cat", "dog", "owl"), {"light": ["day"] * images})
+    probes = [
+        {"attack/pgd": {"steps": 2, "eps": [0.01, 0.02]}},
+        {"certify/smoothing": {"n0": 5, "n": 200}},
+        {"shift/corruptions": {"names": ["fog"], "severities": [1, 3]}},
+        {"shift/low-resolution": {"sides": [8, 16]}},
+    ]
+    audit = examine(tiny_model, data, tmp_path / "run", *probes, "subgroup", "calibration", "uncertainty/conformal")
+    assert [failure.error for failure in audit.failures] == []

@@ -94,7 +94,7 @@ def _main_finding(seen: Robustness, probe: str, doubted: bool) -> Finding:
     clean, robust = seen.clean / seen.n, middle.robust / seen.n
     lost = seen.clean - middle.robust
     p_value = mcnemar_exact(0, lost)
-    needed = needed_samples(0.1, clean)
+    needed = needed_samples(0.1, max(0.1, clean))
     enough = p_value < 0.05 or seen.n >= needed
 
     radius = _radius(middle.eps, seen.norm)

@@ -48,7 +48,7 @@ def smoothing_findings(table: Rows, sigma: float, alpha: float) -> list[Finding]
     seen = _columns(table, sigma, alpha)
     n = len(seen.ids)
     held = seen.holding(sigma)
-    least_copies, least_images = needed_copies(1.0, alpha), needed_samples(0.1, seen.base_accuracy)
+    least_copies, least_images = needed_copies(1.0, alpha), needed_samples(0.1, max(0.1, seen.base_accuracy))
 
     enough = seen.copies >= least_copies and n >= least_images
     if seen.copies < least_copies:
