@@ -353,6 +353,7 @@ def test_ctrl_c_leaves_a_run_to_resume_and_no_process(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, "--executor", "ray", "--workers", "2"],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     results = tmp_path / "run" / "results" / "attack" / "pgd"
     while process.poll() is None and len(list(results.glob("*.parquet"))) < 2:
@@ -360,7 +361,7 @@ def test_ctrl_c_leaves_a_run_to_resume_and_no_process(tmp_path: Path) -> None:
     below = descendants(process.pid)
     assert any(title.startswith("ray::RayWorker") for title in below.values())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of its processes
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=120)
     assert process.returncode == 130, told.decode()
     assert b"To go on" in told
     assert b"Traceback" not in told
