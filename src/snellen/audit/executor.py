@@ -96,7 +96,7 @@ class Worker:
             parts.extend(self._parts(task, advance))
         except (BudgetExhausted, ModelUnavailable) as error:
             stopped = str(error)
-        except Exception as error:
+        except Exception as error:  # any fault of a probe is that job's fault alone
             return Outcome(task, error=described(error), traceback="".join(traceback.format_exception(error)))
         if parts:
             spent = self.model.ledger.totals - before

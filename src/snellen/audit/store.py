@@ -133,7 +133,7 @@ class Store:
     def _parsed(self, path: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # Arrow and file systems share no base class; an outage must not pass for damage
             if not _is_damage(error):
                 raise
             raise InvalidInput(f"{path} is damaged ({error}); delete it and run the same command again") from error

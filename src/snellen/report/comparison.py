@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from snellen.audit.compare import CHANGE_KINDS, Change, Comparison
 from snellen.audit.pairing import PairedRow
 from snellen.exhibits import Bar, Bars
 from snellen.report.charts import bars_svg
-from snellen.report.page import ShownExhibit, interval, number
+from snellen.report.page import ShownExhibit, interval, number, templates
 
 MOST_BARS = 24
 """Of more conditions the chart has those that changed most; the table has all."""
@@ -37,27 +35,22 @@ WHAT_CHANGED = {
 
 def render_comparison(comparison: Comparison) -> str:
     """The page as HTML, complete in itself."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["interval"] = interval
     weighty = [change for change in comparison.changes if concerns(change)]
     counts = Counter(change.kind for change in weighty)
-    return environment.get_template("comparison.html.j2").render(
-        before=comparison.before,
-        after=comparison.after,
-        warnings=comparison.warnings,
-        changes=weighty,
-        remarks=[change for change in comparison.changes if not concerns(change)],
-        wording=WHAT_CHANGED,
-        counts=[(WHAT_CHANGED[kind], counts[kind]) for kind in CHANGE_KINDS if counts[kind]],
-        pairs=[(probe, [_drawn(rows)]) for probe, rows in _by_probe(comparison.pairs).items()],
-        refused=comparison.refused,
+    return (
+        templates()
+        .get_template("comparison.html.j2")
+        .render(
+            before=comparison.before,
+            after=comparison.after,
+            warnings=comparison.warnings,
+            changes=weighty,
+            remarks=[change for change in comparison.changes if not concerns(change)],
+            wording=WHAT_CHANGED,
+            counts=[(WHAT_CHANGED[kind], counts[kind]) for kind in CHANGE_KINDS if counts[kind]],
+            pairs=[(probe, [_drawn(rows)]) for probe, rows in _by_probe(comparison.pairs).items()],
+            refused=comparison.refused,
+        )
     )
 
 

@@ -85,6 +85,29 @@ def render_report(audit: Audit, names: tuple[str, str]) -> str:
         for place, statement in enumerate(audit.statements)
     ]
     counts = Counter(statement.severity for statement in audit.statements)
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            names=names,
+            manifest=manifest,
+            findings=[item for item in shown if item.statement.severity != "info"],
+            remarks=[item for item in shown if item.statement.severity == "info"],
+            counts=[(level, counts[level]) for level in reversed(SEVERITIES) if counts[level]],
+            families=_families(audit, names, pictures),
+            left_out=audit.left_out,
+            failures=audit.failures,
+            quarantine=audit.dataset.quarantine[:QUARANTINE_SHOWN],
+            quarantined=len(audit.dataset.quarantine),
+            warnings=audit.warnings,
+            stopped=audit.stopped,
+            unreached=audit.unreached,
+        )
+    )
+
+
+def templates() -> Environment:
+    """The pages' templates: everything is escaped, a name that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -94,21 +117,7 @@ def render_report(audit: Audit, names: tuple[str, str]) -> str:
     )
     environment.filters["number"] = number
     environment.filters["interval"] = interval
-    return environment.get_template("report.html.j2").render(
-        names=names,
-        manifest=manifest,
-        findings=[item for item in shown if item.statement.severity != "info"],
-        remarks=[item for item in shown if item.statement.severity == "info"],
-        counts=[(level, counts[level]) for level in reversed(SEVERITIES) if counts[level]],
-        families=_families(audit, names, pictures),
-        left_out=audit.left_out,
-        failures=audit.failures,
-        quarantine=audit.dataset.quarantine[:QUARANTINE_SHOWN],
-        quarantined=len(audit.dataset.quarantine),
-        warnings=audit.warnings,
-        stopped=audit.stopped,
-        unreached=audit.unreached,
-    )
+    return environment
 
 
 def number(value: float | int | None) -> str:
