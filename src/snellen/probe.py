@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, overload, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -282,25 +282,6 @@ def rows(ids: Sequence[str], **columns: Tensor | np.ndarray | Sequence[object]) 
     if len(set(lengths.values())) > 1:
         raise InvalidInput(f"rows need columns of one length, got {lengths}")
     return pa.table(arrays)
-
-
-class Texts(Sequence[str]):
-    """A text column read cell by cell: a million Python strings would take a hundred times the memory of a few."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        return str(self._column[index].as_py())
 
 
 def _arrow(values: Tensor | np.ndarray | Sequence[object]) -> pa.Array:

@@ -7,7 +7,6 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from snellen.errors import InvalidInput
 from snellen.models import Access, ModelSpec
 from snellen.probe import Passes, Probe, Scope
 from snellen.randomness import derive_seed
+from snellen.sequences import Lazy
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Job:
     key: str
 
 
-class Jobs(Sequence[Job]):
-    """The jobs of one entry, made when they are asked for, so that a million of them weigh little.
+class Jobs(Lazy[Job]):
+    """The jobs of one entry.
 
     starts: first position of each shard in the entry's rows. keys: uint8 `[J, 16]`.
     """
@@ -60,18 +60,9 @@ class Jobs(Sequence[Job]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    @overload
-    def __getitem__(self, index: int) -> Job: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Job]: ...
-    def __getitem__(self, index: int | slice) -> Job | Sequence[Job]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        end = self._starts[index + 1] if index + 1 < len(self) else len(self.entry.rows)
-        return Job(self.entry, self.entry.rows[self._starts[index] : end], self._keys[index].tobytes().hex())
+    def _item(self, position: int) -> Job:
+        end = self._starts[position + 1] if position + 1 < len(self) else len(self.entry.rows)
+        return Job(self.entry, self.entry.rows[self._starts[position] : end], self._keys[position].tobytes().hex())
 
     @property
     def images(self) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import overload
 
 import duckdb
 import pyarrow as pa
 
 from snellen.audit.store import PARTIAL, JobRecord, Store
 from snellen.probe import Rows
+from snellen.sequences import Lazy
 
 FILES_AT_ONCE = 8
 """An object store answers each request late and many of them at the same time."""
@@ -20,7 +20,7 @@ MOST_BYTES = 64 << 20
 """A larger table is not held in memory."""
 
 
-class JobFiles(Sequence[str]):
+class JobFiles(Lazy[str]):
     """Paths of jobs' files in one folder, 17 bytes each: a path as text would take ten times as much."""
 
     def __init__(self, folder: str) -> None:
@@ -38,14 +38,7 @@ class JobFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self._partial)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
+    def _item(self, position: int) -> str:
         key = self._keys[16 * position : 16 * position + 16].hex()
         return f"{self._folder}/{key}{PARTIAL if self._partial[position] else ''}.parquet"
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from snellen.discovery._slices import LEVEL, Bools, Codes, Slice
 from snellen.exhibits import Bar, Bars
-from snellen.probe import Context, Finding, Rows, Texts
+from snellen.probe import Context, Finding, Rows
+from snellen.sequences import Texts
 from snellen.stats import Grouping, attribute_groups, needed_samples, newcombe_difference, wilson
 
 MOST_EVIDENCE = 12

@@ -46,8 +46,9 @@ from snellen.discovery._label_noise import contradictions
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
-from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, Texts, register, rows
+from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register, rows
 from snellen.randomness import derive_seed
+from snellen.sequences import Texts
 from snellen.stats import needed_samples
 
 FEWEST_SAMPLES = 30

@@ -35,8 +35,9 @@ from snellen.discovery._slices import LEVEL, judged
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access, Model
-from snellen.probe import Context, Finding, Passes, ProbeBase, Rows, Samples, Scope, Texts, register, rows
+from snellen.probe import Context, Finding, Passes, ProbeBase, Rows, Samples, Scope, register, rows
 from snellen.randomness import SampleRandom, derive_seed
+from snellen.sequences import Texts
 
 MOST_SAMPLES = 20_000
 """Of a larger set a random subset is read: with 25 slices more samples would only cost passes and memory."""

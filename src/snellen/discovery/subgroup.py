@@ -38,7 +38,8 @@ from snellen.discovery._subgroups import LEVEL, search
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
-from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, Texts, register
+from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
+from snellen.sequences import Texts
 from snellen.stats import Grouping, attribute_groups, benjamini_hochberg
 
 MOST_EVIDENCE = 12

@@ -16,7 +16,8 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Bar, Bars, Exhibit, Grid
 from snellen.models import Access
 from snellen.performance._groups import Answers, Group, from_rows, groups_of, overall_group, tested, to_rows
-from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, Texts, register
+from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
+from snellen.sequences import Texts
 from snellen.stats import attribute_groups, minimal_detectable_effect, needed_samples
 
 LEVEL = 0.05

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from snellen.errors import InvalidInput
-from snellen.probe import Rows, Texts
+from snellen.probe import Rows
 from snellen.randomness import derive_seed
+from snellen.sequences import Texts
 
 FLOOR = -100.0
 """Smallest log-probability: a probability of exactly 0 on the true class must not make a mean infinite."""
