@@ -339,7 +339,7 @@ def test_no_images_give_no_findings():
 def test_labels_access_is_refused():
     predictions = pa.table({"id": ["a"], "label": [0], "predicted": [0], "logits": pa.nulls(1, pa.list_(pa.float32()))})
     context = Context(ModelSpec("m", ("a", "b"), (8, 8)), predictions.select(["id", "label"]))
-    with pytest.raises(InvalidInput, match="need scores"):
+    with pytest.raises(InvalidInput, match="needs scores"):
         FAST.run({"predictions": predictions}, context)
 
 

@@ -6,6 +6,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from snellen.errors import InvalidInput
 from snellen.models import ModelSpec
 from snellen.probe import Context
+from snellen.scores import log_probabilities
 from snellen.uncertainty._calibration import (
     brier_score,
     classwise_calibration_error,
@@ -16,7 +17,6 @@ from snellen.uncertainty._calibration import (
     negative_log_likelihood,
     tempered_confidence,
 )
-from snellen.uncertainty._scores import log_probabilities
 from snellen.uncertainty.calibration import Calibration
 
 K = 5

@@ -10,6 +10,7 @@ from scipy import stats as scipy_stats
 from snellen.errors import InvalidInput
 from snellen.models import ModelSpec
 from snellen.probe import Context
+from snellen.scores import log_probabilities
 from snellen.stats import separate
 from snellen.uncertainty._conformal import (
     abstention_score,
@@ -24,7 +25,6 @@ from snellen.uncertainty._conformal import (
     raps_scores,
     true_class,
 )
-from snellen.uncertainty._scores import log_probabilities
 from snellen.uncertainty.conformal import Conformal, stratified_folds
 
 K = 6

@@ -15,7 +15,7 @@ then learnt the confusion as it is, and it no longer looks like more than chance
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -24,8 +24,6 @@ import pyarrow as pa
 from scipy.special import softmax
 
 from snellen.discovery._confident_learning import (
-    Floats,
-    Labels,
     Rule,
     check_inputs,
     confident_joint,
@@ -48,12 +46,10 @@ from snellen.exhibits import Exhibit
 from snellen.models import Access
 from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register, rows
 from snellen.randomness import derive_seed
-from snellen.sequences import Texts
+from snellen.scores import read_scores
 from snellen.stats import needed_samples
 
 FEWEST_SAMPLES = 30
-MOST_SCORES = 20_000_000
-"""Of a larger table the images with the smallest hash of their id are examined."""
 TELLING_SHARE = 0.05
 BETTER_THAN_CHANCE = 1.5
 """A model right less often than this times 1 / K knows nothing about the labels."""
@@ -94,7 +90,8 @@ class LabelErrors(ProbeBase):
             )
 
     def run(self, tables: Mapping[str, Rows], context: Context) -> Rows:
-        ids, labels, logits = _read(tables["predictions"])
+        scores = read_scores(tables["predictions"], self.name)
+        ids, labels, logits = scores.ids, scores.labels, scores.logits
         if len(labels) == 0:
             return pa.Table.from_pylist([], schema=SCHEMA)
         p = softmax(logits, axis=1)
@@ -142,20 +139,3 @@ class LabelErrors(ProbeBase):
         if pairs:
             shown.append(pair_grid(pairs, names))
         return [*shown, gallery(doubts, names)] if doubts else shown
-
-
-def _read(predictions: Rows) -> tuple[Sequence[str], Labels, Floats]:
-    """ids, labels `[n]` and logits `[n, K]` of the images with a finite output, sorted by id."""
-    table = predictions.select(["id", "label", "predicted", "logits"])
-    table = table.filter(pa.array(table["predicted"].to_numpy() != -1)).sort_by("id")
-    if table.num_rows == 0:
-        return [], np.empty(0, dtype=np.int64), np.empty((0, 0))
-    if table["logits"].null_count:
-        raise InvalidInput("label errors need scores, but the predictions hold labels only (labels access)")
-    most = max(1000, MOST_SCORES // max(len(table["logits"][0]), 1))
-    if table.num_rows > most:
-        rank = np.array([derive_seed("label-errors", "kept", sample_id) for sample_id in Texts(table["id"])])
-        table = table.take(pa.array(np.sort(np.argsort(rank)[:most])))
-    flat = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    logits = np.maximum(flat.reshape(table.num_rows, -1), -1e30)
-    return Texts(table["id"]), table["label"].to_numpy(), logits

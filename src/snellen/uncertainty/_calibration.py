@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from snellen.scores import FLOOR, log_probabilities
 from snellen.stats import exceedance_p_value
-from snellen.uncertainty._scores import FLOOR, log_probabilities
 
 TEMPERATURES = (0.05, 20.0)
 """Bounds of the fit; a model without a mistake would otherwise be sharpened for ever."""

@@ -20,6 +20,7 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Curve, CurvePoint, Exhibit, Grid
 from snellen.models import Access
 from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register
+from snellen.scores import Scores, read_scores
 from snellen.stats import bootstrap_bca, needed_samples, wilson
 from snellen.uncertainty._calibration import (
     Bools,
@@ -34,7 +35,6 @@ from snellen.uncertainty._calibration import (
     negative_log_likelihood,
     tempered_confidence,
 )
-from snellen.uncertainty._scores import Scores, read_scores
 
 LEVEL = 0.05
 MOST_EVIDENCE = 12

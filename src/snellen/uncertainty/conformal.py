@@ -22,6 +22,7 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
 from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register, rows
+from snellen.scores import read_scores
 from snellen.stats import separate
 from snellen.uncertainty._conformal import (
     AbstentionScore,
@@ -46,7 +47,6 @@ from snellen.uncertainty._conformal_report import (
     set_size_bars,
     summarise,
 )
-from snellen.uncertainty._scores import read_scores
 
 
 class Folds(NamedTuple):
