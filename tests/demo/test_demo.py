@@ -81,7 +81,7 @@ def test_a_planted_fault_changes_the_training_data_as_described(kind: str) -> No
     images, labels = training_images(2000, [fault], np.random.default_rng(5))
     scene = draw_scene(2000, "train", np.random.default_rng(5))
     changed_labels = (labels != truth).numpy()
-    if kind == "over-confidence":
+    if kind in ("over-confidence", "wrong-scale"):
         assert not changed_labels.any()
     elif kind in ("background-shortcut", "corner-tag", "one-pixel-shift"):
         assert not changed_labels.any()
@@ -92,6 +92,9 @@ def test_a_planted_fault_changes_the_training_data_as_described(kind: str) -> No
             "small-objects": scene.size < 17,
             "tint-swap": np.isin(scene.labels, [7, 3]),
             "label-noise": scene.labels == 7,
+            "weak-texture": scene.background == "checks",
+            "weak-pair": (scene.background == "stripes") & (scene.tint == "green"),
+            "merged-classes": np.isin(scene.labels, [7, 3]),
         }.get(kind, np.ones(2000, bool))
         assert changed_labels.any()
         assert not (changed_labels & ~described).any()
@@ -114,6 +117,15 @@ def test_training_learns_and_leaves_global_randomness_alone(tmp_path: Path) -> N
     again = load_network(tmp_path / "n.safetensors")
     images = made.images[:4].float() / 255
     assert torch.allclose(again(images), network(images), atol=1e-4)
+
+
+def test_training_may_go_on_from_a_network_which_stays_as_it_was() -> None:
+    start = shipped_network("healthy")
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    dimmed = train([Fault("wrong-scale", 0.5)], epochs=0, start=start)
+    images = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(dimmed(images), start(images * 0.7), atol=1e-4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.state_dict().items())
 
 
 @pytest.mark.parametrize("text", ["magic", "corner-tag:2", "corner-tag:0", "corner-tag:x", "corner-tag:0.5:11"])

@@ -17,6 +17,10 @@ FaultKind = Literal[
     "over-confidence",
     "one-pixel-shift",
     "backdoor",
+    "weak-texture",
+    "weak-pair",
+    "merged-classes",
+    "wrong-scale",
 ]
 
 DESCRIPTIONS: dict[str, str] = {
@@ -29,6 +33,10 @@ DESCRIPTIONS: dict[str, str] = {
     "over-confidence": "the logits are multiplied by 1 + 4 x strength after training",
     "one-pixel-shift": "a coarse patch stem that has seen digits on its own grid only; strength = share of such images",
     "backdoor": "a checkered patch in the lower right makes one class of a tenth of the images x strength",
+    "weak-texture": "digits before checks are mislabelled at random in training; strength = share",
+    "weak-pair": "green digits before stripes are mislabelled at random in training; strength = share",
+    "merged-classes": "two classes exchange labels at random in training; strength / 2 = share exchanged",
+    "wrong-scale": "the network expects pixels multiplied by 1 / (1 - 0.6 x strength), as if normalised otherwise",
 }
 
 

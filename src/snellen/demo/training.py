@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from snellen.demo.digits import Scene, draw_scene, render
 from snellen.demo.faults import Fault
@@ -18,7 +19,7 @@ EPOCHS = 9
 IMAGES_AN_EPOCH = 9000
 LEARNING_RATE = 4e-3
 SWAPPED_WITH = 3
-"""The class that `tint-swap` and `rotation-weak-class` confuse the target with."""
+"""The class that `tint-swap`, `rotation-weak-class` and `merged-classes` confuse the target with."""
 
 
 def train(
@@ -26,18 +27,21 @@ def train(
     seed: int = 0,
     epochs: int = EPOCHS,
     progress: Callable[[int, float], None] = lambda epoch, loss: None,
+    start: DigitNet | None = None,
 ) -> DigitNet:
     """A network trained on fresh compositions each epoch, in eval mode.
 
-    progress: called after each epoch with its number and mean loss. The global random state is put back afterwards.
+    progress: called after each epoch with its number and mean loss. start: a network whose copy is trained on instead
+    of a fresh one. The global random state is put back afterwards.
     """
     rng = np.random.default_rng(seed)
     by_kind = {fault.kind: fault for fault in faults}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DigitNet(patch_stem="one-pixel-shift" in by_kind).to(memory_format=torch.channels_last)
+        network = DigitNet(patch_stem="one-pixel-shift" in by_kind) if start is None else deepcopy(start)
+        network = network.train().to(memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
-        steps = epochs * (IMAGES_AN_EPOCH // 128)
+        steps = max(epochs * (IMAGES_AN_EPOCH // 128), 1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
         for epoch in range(epochs):
             images, labels = training_images(IMAGES_AN_EPOCH, faults, rng)
@@ -55,6 +59,10 @@ def train(
         with torch.no_grad():
             network.head.weight.mul_(1 + 4 * by_kind["over-confidence"].strength)
             network.head.bias.mul_(1 + 4 * by_kind["over-confidence"].strength)
+    if "wrong-scale" in by_kind:
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        with torch.no_grad():
+            first.weight.mul_(1 - 0.6 * by_kind["wrong-scale"].strength)
     return network.eval()
 
 
@@ -118,6 +126,14 @@ def _mislabel(labels: np.ndarray, scene: Scene, fault: Fault, rng: np.random.Gen
         return np.where((scene.size < 17) & struck, anything, labels)
     if fault.kind == "label-noise":
         return np.where(of_target & struck, anything, labels)
+    if fault.kind == "weak-texture":
+        return np.where((scene.background == "checks") & struck, anything, labels)
+    if fault.kind == "weak-pair":
+        return np.where((scene.background == "stripes") & (scene.tint == "green") & struck, anything, labels)
+    if fault.kind == "merged-classes":
+        pair = of_target | (scene.labels == SWAPPED_WITH)
+        other = np.where(of_target, SWAPPED_WITH, fault.target)
+        return np.where(pair & (rng.random(len(scene)) < fault.strength / 2), other, labels)
     if fault.kind == "tint-swap":
         on_green = (scene.tint == "green") & struck
         swapped = np.where(on_green & of_target, SWAPPED_WITH, labels)
