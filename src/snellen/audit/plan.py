@@ -111,10 +111,23 @@ def preset(name: str) -> Plan:
 
 _TABLES: Sequence[object] = ("predictions", "accuracy", "calibration", "subgroup", "uncertainty/conformal")
 
-# Sized for 1,200 images of 32 px and a small CNN on two cores: about a minute, under ten minutes, under an hour.
+_FAULTS: Sequence[object] = (
+    "discovery/slices",
+    "discovery/label-errors",
+    "discovery/duplicates",
+    {"discovery/preprocessing": {"samples": 300}},
+    {"discovery/block-reliance": {"most": 600}},
+    {"discovery/triggers": {"samples": 400}},
+    "discovery/confounders",
+    "discovery/robustness-index",
+)
+
+# Sized for 1,200 images of 32 px and a small CNN on two cores: about a minute, the same, under ten minutes, an hour.
 PRESETS: dict[str, Sequence[object]] = {
     "quick": (
         *_TABLES,
+        "discovery/label-errors",
+        "discovery/duplicates",
         {"shift/corruptions": {"severities": [1, 3, 5], "samples": 700}},
         {"shift/translations": {"samples": 700}},
         {"attack/pgd": {"steps": 10, "samples": 400}},
@@ -122,8 +135,10 @@ PRESETS: dict[str, Sequence[object]] = {
         {"explain/cam": {"samples": 48}},
         {"explain/gradients": {"samples": 24}},
     ),
+    "discover": (*_TABLES, *_FAULTS, {"shift/translations": {"samples": 700}}),
     "standard": (
         *_TABLES,
+        *_FAULTS,
         {"shift/corruptions": {"samples": 500}},
         "shift/failure-points",
         {"shift/translations": {"samples": 1000}},
@@ -138,6 +153,8 @@ PRESETS: dict[str, Sequence[object]] = {
     ),
     "full": (
         *_TABLES,
+        *_FAULTS,
+        "discovery/shape-bias",
         "shift/corruptions",
         "shift/failure-points",
         "shift/translations",

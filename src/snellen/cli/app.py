@@ -66,7 +66,7 @@ def root(
 def audit(
     model: ModelName,
     data: DataName,
-    preset: Annotated[str | None, typer.Option(help="quick, standard or full (default quick).")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, discover, standard or full (default quick).")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan of your own, in YAML.")] = None,
     out: Annotated[str | None, typer.Option(help="Run directory, local or any fsspec address.")] = None,
     classes: Classes = None,
