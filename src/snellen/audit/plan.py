@@ -116,6 +116,7 @@ _FAULTS: Sequence[object] = (
     "discovery/label-errors",
     "discovery/duplicates",
     {"discovery/preprocessing": {"samples": 300}},
+    "discovery/shortcuts",
     {"discovery/block-reliance": {"most": 600}},
     {"discovery/triggers": {"samples": 400}},
     "discovery/confounders",

@@ -46,9 +46,9 @@ def train(
         for epoch in range(epochs):
             images, labels = training_images(IMAGES_AN_EPOCH, faults, rng)
             losses = []
-            for start in range(0, IMAGES_AN_EPOCH - 127, 128):
-                logits = network(images[start : start + 128].contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, labels[start : start + 128])
+            for first in range(0, IMAGES_AN_EPOCH - 127, 128):
+                logits = network(images[first : first + 128].contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, labels[first : first + 128])
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()

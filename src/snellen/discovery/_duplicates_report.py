@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from snellen.exhibits import Gallery, GalleryItem, Grid
 from snellen.probe import Context, Finding, Rows
 from snellen.sequences import Texts
-from snellen.stats import attribute_groups, fisher_exact, needed_samples, newcombe_difference, wilson
+from snellen.stats import attribute_groups, needed_samples, newcombe_difference, wilson
 
 MOST_EVIDENCE = 12
 MOST_SHOWN = 24
@@ -98,10 +98,10 @@ def label_finding(whole: Read, names: Sequence[str]) -> Finding | None:
     wrong = sum(len(rows) - int(np.bincount(whole.labels[rows]).max()) for rows in apart)
     n, first = len(whole), whole.labels[apart[0]]
     told = " and ".join(names[label] for label in sorted(set(first.tolist())))
-    several = f"{len(apart)} pictures occur" if len(apart) > 1 else "One picture occurs"
+    several = f"{len(apart)} pictures" if len(apart) > 1 else "one picture"
     return Finding(
         kind="label-noise",
-        title=f"{several} with different labels (for example {told}), so at least {wrong} of {n} labels"
+        title=f"Copies of {several} carry different labels (for example {told}), so at least {wrong} of {n} labels"
         f" ({wrong / n:.1%}) {'is' if wrong == 1 else 'are'} wrong or more than one class is right{whole.scope()}.",
         metric="share of labels that contradict a copy",
         value=wrong / n,
@@ -152,27 +152,26 @@ def leakage_finding(whole: Read, split: tuple[Bools, Bools], attribute: str) -> 
         return None
     right1, right2 = int(whole.correct[leaked].sum()), int(whole.correct[testing & ~leaked].sum())
     title = f"{n1} of {n1 + n2} test images ({n1 / (n1 + n2):.1%}, by {attribute}) also lie in the training set"
-    enough = min(n1, n2) >= FEWEST_LEAKED
-    gap = right1 / n1 - right2 / n2 if n2 else 0.0
-    if enough:
-        title += f": the model is right on {right1 / n1:.1%} of them and on {right2 / n2:.1%} of the others"
+    if min(n1, n2) >= FEWEST_LEAKED:
+        gap = newcombe_difference(right1, n1, right2, n2)
+        title += (
+            f" and test nothing; the model is right on {right1 / n1:.1%} of them and on {right2 / n2:.1%} of the others"
+            f" (difference {gap.low:.3f} to {gap.high:.3f})"
+        )
     else:
-        right = min(max(right2 / max(n2, 1), TELLING_GAP), 1.0)
-        needed = max(FEWEST_LEAKED, needed_samples(TELLING_GAP, right))
+        needed = max(FEWEST_LEAKED, needed_samples(TELLING_GAP, min(max(right2 / max(n2, 1), TELLING_GAP), 1.0)))
         title += f"; not enough data to say what it does to accuracy: n = {min(n1, n2)}, needs about {needed}"
     return Finding(
         kind="accuracy",
         title=f"{title}{whole.scope()}.",
-        metric="accuracy on test images seen in training minus accuracy on the others",
-        value=gap if enough else None,
+        metric="share of test images seen in training",
+        value=n1 / (n1 + n2),
         baseline=0.0,
-        effect=max(gap, 0.0) if enough else 0.0,
-        ci=newcombe_difference(right1, n1, right2, n2) if enough else None,
-        p_value=fisher_exact(right1, n1, right2, n2, "greater") if enough else None,
+        effect=n1 / (n1 + n2),
+        ci=wilson(n1, n1 + n2),
         n=n1 + n2,
         subject={"attribute": attribute},
         evidence=evidence[:MOST_EVIDENCE],
-        enough_data=enough,
     )
 
 

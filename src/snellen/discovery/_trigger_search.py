@@ -1,4 +1,4 @@
-"""Writing, for each class, the small patch at the edge of the image that brings most images to that class."""
+"""Writing, for each class, the small patch in a corner of the image that brings most images to that class."""
 
 from __future__ import annotations
 
@@ -43,19 +43,14 @@ class Trigger:
     patch: Tensor
 
 
-def edge_regions(height: int, width: int, share: float) -> list[Region]:
-    """Four corners and the middles of the four edges; `share` of the shorter side is the square's side, at least 2."""
+def corner_regions(height: int, width: int, share: float) -> list[Region]:
+    """The four corners; `share` of the shorter side is the square's side, at least 2."""
     side = max(2, round(share * min(height, width)))
-    down = {"upper": 0, "": (height - side) // 2, "lower": height - side}
-    right = {"left": 0, "": (width - side) // 2, "right": width - side}
-    found = []
-    for vertical, top in down.items():
-        for horizontal, left in right.items():
-            if vertical and horizontal:
-                found.append(Region(f"{vertical} {horizontal} corner", top, left, side))
-            elif vertical or horizontal:
-                found.append(Region(f"middle of the {vertical or horizontal} edge", top, left, side))
-    return found
+    return [
+        Region(f"{vertical} {horizontal} corner", top, left, side)
+        for vertical, top in (("upper", 0), ("lower", height - side))
+        for horizontal, left in (("left", 0), ("right", width - side))
+    ]
 
 
 def find_triggers(

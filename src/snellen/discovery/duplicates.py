@@ -100,8 +100,8 @@ class Duplicates(ProbeBase):
     Columns: id, label, correct, cluster (-1: no copy), copy (id of the nearest one, null without), correlation (of the
     thumbnails; NaN without), exact, searched (False: exact copies only), near (whether near copies were sought at all).
     Effect of contradicting labels: the share of labels that cannot be right, whichever of them are. Effect of copies on
-    the accuracy: how far its lower 95 % bound falls when each picture counts once. Effect of leakage: accuracy on
-    leaked test images minus accuracy on the others, Fisher's exact test against "no better".
+    the accuracy: how far its lower 95 % bound falls when each picture counts once. Effect of leakage: the share of test
+    images that were seen in training and so test nothing.
     """
 
     name: ClassVar[str] = "discovery/duplicates"

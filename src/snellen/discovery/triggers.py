@@ -1,4 +1,4 @@
-"""Does a small mark at the edge of the image make the model answer one class, whatever the image shows?
+"""Does a small mark in a corner of the image make the model answer one class, whatever the image shows?
 
 A backdoor (Gu et al., 2017) or a mark that went with a class in training does what no ordinary feature can: a patch too
 small to hide the object decides the answer. As in trigger inversion (Wang et al., 2019) a patch is written by gradients
@@ -8,8 +8,9 @@ up to a quarter of the classes may have a trigger. The patch has a given size he
 
 Misleads: any model without defences yields somewhat to such patches, which is why only a class that stands out counts;
 a mark or a backdoor is not told apart, and a written patch need not look like the true one. Cannot see triggers that
-are larger, blended over the whole image, tied to one source class, or in the middle; nor, of more than `most_classes`
-classes, those it does not try (it takes the ones most often answered).
+are larger, blended over the whole image, tied to one source class, or that work outside the corners only (in the middle
+of an edge a written patch may complete an object, so that is not tried); nor, of more than `most_classes` classes, those
+it does not try (it takes the ones most often answered).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snellen.discovery._trigger_search import Region, Trigger, edge_regions, find_triggers, passes
+from snellen.discovery._trigger_search import Region, Trigger, corner_regions, find_triggers, passes
 from snellen.errors import InvalidInput
 from snellen.exhibits import Bar, Bars, Exhibit
 from snellen.models import Access, Model
@@ -30,14 +31,16 @@ from snellen.probe import Context, Finding, Passes, ProbeBase, Rows, Samples, Sc
 from snellen.randomness import SampleRandom
 from snellen.stats import benjamini_hochberg, mcnemar_exact, needed_samples, wilson
 
-__all__ = ["Region", "Trigger", "TriggerSearch", "edge_regions", "find_triggers"]
+__all__ = ["Region", "Trigger", "TriggerSearch", "corner_regions", "find_triggers"]
 
 MOST_IMAGES = 600
 FEWEST_IMAGES = 20
 """In each half; with fewer nothing is searched."""
 TAKES_OVER, STANDS_OUT = 0.8, 0.3
 """A trigger brings at least this share of the images to its class, and this much more than the upper quartile does.
-Patches on seven healthy networks of the fault bench reached 0.5 at most, triggers 0.94 or more."""
+Patches on six healthy networks of the fault bench reached 0.44 at most, triggers 0.94 or more."""
+WORKING = 0.5
+"""A model that is right less often answers wrongly by itself, and what a patch does to it says nothing."""
 MOST_EVIDENCE = 12
 LEVEL = 0.05
 
@@ -45,7 +48,7 @@ LEVEL = 0.05
 @register
 @dataclass(frozen=True)
 class TriggerSearch(ProbeBase):
-    """A patch at the edge that brings most images to one class (Wang et al., 2019).
+    """A patch in a corner that brings most images to one class (Wang et al., 2019).
 
     Rows: one a class tried and image of the judging half, of another class: `hit` says whether the patch brought the
     image to `target`. Value: share of hits of the class that stands out; baseline: that of the class at the upper
@@ -81,6 +84,8 @@ class TriggerSearch(ProbeBase):
         if min(int(writing.sum()), int((~writing).sum())) < FEWEST_IMAGES:
             return _rows([], [], [], [], [])
         answers = torch.cat([model.labels(part) for part in images.split(256)]).cpu()
+        if (answers == labels.cpu()).float().mean() < WORKING:
+            return _rows([], [], [], [], [])
         counts = torch.bincount(answers.clamp_min(0), minlength=len(model.spec.class_names))
         targets = sorted(counts.argsort(descending=True, stable=True)[: self.most_classes].tolist())
         height, width = images.shape[-2:]
@@ -89,7 +94,7 @@ class TriggerSearch(ProbeBase):
             images[writing.to(images.device)],
             labels[writing.to(images.device)],
             targets,
-            edge_regions(height, width, self.share),
+            corner_regions(height, width, self.share),
             random.generator("all", "search"),
             self.first_steps,
             self.steps,
@@ -112,7 +117,7 @@ class TriggerSearch(ProbeBase):
         )
 
     def cost(self, batch_size: int) -> Passes:
-        searched = passes(self.most_classes, 8, self.first_steps, self.steps, self.images_a_step)
+        searched = passes(self.most_classes, 4, self.first_steps, self.steps, self.images_a_step)
         judged = min(batch_size, MOST_IMAGES) * (1 + self.most_classes / 2)
         return Passes(forward=searched + judged, backward=searched)
 
