@@ -1,7 +1,8 @@
 """The cases of the bench: which fault, how strong, on which data, and which sentence would name it.
 
-A finding names a fault when its title does, in words fixed here before the first audit was run; where the metadata
-withhold the attribute, most of the finding's evidence images must be such as were struck instead.
+A finding names a fault when its title does, in words fixed here before the first audit was run (but "px", which a first
+run showed to be how the report writes pixels); where the metadata withhold the attribute, most of the finding's evidence
+images must be such as were struck instead.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ TYPES: dict[str, FaultType] = {
     "tint-swap": FaultType(("green",)),
     "label-noise": FaultType((r"\bTARGET\b",)),
     "over-confidence": FaultType((r"over-?confident|too confident|confidence",), training="none"),
-    "one-pixel-shift": FaultType((r"pixel",), training="from scratch"),
+    "one-pixel-shift": FaultType((r"pixel|\bpx\b",), training="from scratch"),
     "backdoor": FaultType((r"trigger|patch|pattern", r"\bTARGET\b")),
     "weak-texture": FaultType((), struck=_checks, withheld=("background",)),
     "weak-pair": FaultType(("stripes", "green")),

@@ -60,9 +60,9 @@ def train(
             network.head.weight.mul_(1 + 4 * by_kind["over-confidence"].strength)
             network.head.bias.mul_(1 + 4 * by_kind["over-confidence"].strength)
     if "wrong-scale" in by_kind:
-        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        stem = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
         with torch.no_grad():
-            first.weight.mul_(1 - 0.6 * by_kind["wrong-scale"].strength)
+            stem.weight.mul_(1 - 0.6 * by_kind["wrong-scale"].strength)
     return network.eval()
 
 

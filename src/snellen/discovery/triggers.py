@@ -9,8 +9,8 @@ up to a quarter of the classes may have a trigger. The patch has a given size he
 Misleads: any model without defences yields somewhat to such patches, which is why only a class that stands out counts;
 a mark or a backdoor is not told apart, and a written patch need not look like the true one. Cannot see triggers that
 are larger, blended over the whole image, tied to one source class, or that work outside the corners only (in the middle
-of an edge a written patch may complete an object, so that is not tried); nor, of more than `most_classes` classes, those
-it does not try (it takes the ones most often answered).
+of an edge a written patch may complete an object, so that is not tried). Of more than `most_classes` classes only those
+most often answered are tried.
 """
 
 from __future__ import annotations
