@@ -1,8 +1,8 @@
 """The cases of the bench: which fault, how strong, on which data, and which sentence would name it.
 
-A finding names a fault when its title does, in words fixed here before the first audit was run (but "px", which a first
-run showed to be how the report writes pixels); where the metadata withhold the attribute, most of the finding's evidence
-images must be such as were struck instead.
+A finding names a fault when its title does, in words fixed here before the first audit was run (but "px", which a
+first run showed to be how the report writes pixels); where the metadata withhold the attribute, most of the evidence
+images of the finding must be such as were struck instead.
 """
 
 from __future__ import annotations

@@ -137,28 +137,28 @@ def true_effect(case: Case, work: Path) -> float:
         with torch.no_grad():
             moved = [subject(part.roll(1, -1).float() / 255).argmax(1) for part in made.images.split(500)]
         return float((torch.cat(moved) != logits.argmax(1)).float().mean())
-    of_target = made.labels == case.target
+    struck, rest = struck_and_rest(kind, made, case.target)
+    return float(right[rest].mean() - right[struck].mean())
+
+
+def struck_and_rest(kind: str, made: DemoImages, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images that a fault strikes and those it is compared with, bool `[N]`; for faults that strike some images."""
+    of, of_target = made.attributes, made.labels == target
     pair = of_target | (made.labels == SWAPPED_WITH)
-    of = made.attributes
-    struck, rest = {
-        "background-shortcut": (
-            ~of_target & (of["background"] == "stripes"),
-            ~of_target & (of["background"] != "stripes"),
-        ),
-        "corner-tag": (~of_target & (of["tag"] == "red"), ~of_target & (of["tag"] != "red")),
-        "rotation-weak-class": (of_target & (np.abs(of["rotation"]) > 12), of_target & (np.abs(of["rotation"]) <= 12)),
+    both = (of["background"] == "stripes") & (of["tint"] == "green")
+    stripes, tagged = of["background"] == "stripes", of["tag"] == "red"
+    turned = np.abs(of["rotation"]) > 12
+    return {
+        "background-shortcut": (~of_target & stripes, ~of_target & ~stripes),
+        "corner-tag": (~of_target & tagged, ~of_target & ~tagged),
+        "rotation-weak-class": (of_target & turned, of_target & ~turned),
         "small-objects": (of["size"] < 17, of["size"] >= 17),
         "tint-swap": (pair & (of["tint"] == "green"), pair & (of["tint"] != "green")),
         "label-noise": (of_target, ~of_target),
         "weak-texture": (of["background"] == "checks", of["background"] != "checks"),
-        "weak-pair": (_both(of), ~_both(of)),
+        "weak-pair": (both, ~both),
         "merged-classes": (pair, ~pair),
     }[kind]
-    return float(right[rest].mean() - right[struck].mean())
-
-
-def _both(attributes: dict[str, np.ndarray]) -> np.ndarray:
-    return np.asarray((attributes["background"] == "stripes") & (attributes["tint"] == "green"))
 
 
 def _struck_share(case: Case) -> float:
