@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from snellen.audit.manifest import as_parquet
 from snellen.audit.store import JobRecord, Store
@@ -18,6 +19,17 @@ from snellen.probe import rows
 
 MakeRun = Callable[..., str]
 CLASSES = ("cat", "dog")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of sixty noise images of 16 px in three classes."""
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        folder = tmp_path / "photos" / ("cat", "dog", "owl")[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index:03}.png")
+    return tmp_path / "photos"
 
 
 def finding(

@@ -24,7 +24,6 @@ import pytest
 import s3fs
 import yaml
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from PIL import Image
 from tests.models.inference_server import CLASSES, serving
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -216,16 +215,6 @@ def test_the_journal_on_s3_is_never_behind_and_little_ahead(s3: ObjectStore) -> 
     assert len(s3.puts("/spent/")) < 16 * (1 + np.log(2000)) + 20
     journal.close()
     assert Journal(store, QueryLedger()).earlier() == ledger.totals
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for index in range(60):
-        folder = tmp_path / "photos" / CLASSES[index % 3]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index:03}.png")
-    return tmp_path / "photos"
 
 
 def parquet_of(photos: Path, folder: Path) -> None:

@@ -12,11 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 from tests.models.inference_server import CLASSES, Server, serving
 
 from snellen.audit import Audit, Examination, Plan
@@ -34,16 +32,6 @@ def server() -> Iterator[Server]:
     with serving() as state:
         state.extensions = ["binary_tensor_data"]
         yield state
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for index in range(60):
-        folder = tmp_path / "photos" / CLASSES[index % 3]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index:03}.png")
-    return tmp_path / "photos"
 
 
 def audited(server: Server, data: Dataset, out: Path, remote: Remote | None = None, **options: object) -> Audit:

@@ -1,6 +1,7 @@
 """Ray: workers hold the model, read the data and write their own rows; the driver hears that a job is done.
 
-A worker has one job at a time. When its process dies, that job, and no other, is begun again on a new one.
+A worker has one job at a time. When its process dies, that job, and no other, is begun again on a new one. Handles and
+references are `Any`: Ray builds an actor's methods at run time, so nothing could check them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What lives in Ray's processes: the workers, and the account that they share."""
+"""What lives in Ray's processes: the workers, and the account that they share (an `Any`, as every handle of Ray is)."""
 
 from __future__ import annotations
 
