@@ -27,11 +27,10 @@ def replicate(seed: int) -> list[Claim]:
     torch.set_num_threads(1)
     runs = [slab_run(seed * SEEDS + k) for k in range(SEEDS)]
     clean, simple, hard = (np.array([run[i] for run in runs]) for i in range(3))
-    single = simple.mean()
-    ensemble = ensemble_run(seed)
-    alone = slabs_alone(seed)
-    noisy_accuracy, linear_accuracy = noisy_run(seed)
-    image_simple, image_hard, image_alone = image_run(seed)
+    single = float(simple.mean())
+    ensemble, alone = float(ensemble_run(seed)), float(slabs_alone(seed))
+    noisy_accuracy, linear_accuracy = map(float, noisy_run(seed))
+    image_simple, image_hard, image_alone = map(float, image_run(seed))
     replicated = int(((simple <= 0.60) & (hard >= 0.97)).sum())
     return [
         Claim(

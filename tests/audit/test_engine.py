@@ -170,10 +170,11 @@ def test_what_needs_masks_is_left_out_of_data_without_them(
 def test_what_the_model_does_not_grant_is_left_out_with_its_reason(
     tiny_model: Model, tiny_data: Dataset, tmp_path: Path
 ) -> None:
-    audit = examine(tiny_model.restrict(Access.LABELS), tiny_data, tmp_path, "accuracy", "attack/pgd")
-    assert [item.probe for item in audit.left_out] == ["attack/pgd"]
+    audit = examine(tiny_model.restrict(Access.LABELS), tiny_data, tmp_path, "accuracy", "attack/pgd", "calibration")
+    assert [item.probe for item in audit.left_out] == ["attack/pgd", "calibration"]  # an analysis as well
     assert "needs gradients access" in audit.left_out[0].reason
     assert "accuracy" in audit.tables
+    assert not audit.failures
 
 
 def test_needed_tables_are_made_without_being_named(tiny_model: Model, tiny_data: Dataset, tmp_path: Path) -> None:

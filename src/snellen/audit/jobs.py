@@ -98,7 +98,7 @@ def expand(plan: Plan, dataset: Dataset, access: Access) -> tuple[list[Entry], l
         probe = line.build()
         labels[line.probe] += 1
         label = line.probe if labels[line.probe] == 1 else f"{line.probe}#{labels[line.probe]}"
-        if probe.scope is not Scope.ANALYSIS and probe.access > access:
+        if probe.access > access:  # of an analysis: what it reads would not have been stored
             left_out.append(LeftOut(label, f"it needs {probe.access} access and the model grants {access}"))
             continue
         if probe.needs_masks and dataset.masks is None:

@@ -154,7 +154,7 @@ register_functions(
 register_functions(
     "discovery/label-gaussians",
     paper="Zhang et al., 2023",
-    card="rcal",
+    card=None,  # the claim of card rcal is about training; its detection makes none
     access=Access.FEATURES,
     data="features of images from any encoder, with their given labels",
     module=__name__,
