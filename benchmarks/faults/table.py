@@ -42,10 +42,11 @@ def record(folder: Path, into: Path = RESULTS) -> None:
         "`python -m benchmarks.faults run`, preset `discover`, 1,200 images a case; a cell is named / run, behind it"
         " the median cost of the fault on 6,000 fresh images (faults of the data: share of images struck). Named: a"
         " finding of severity medium or more has the cause in its title. In brackets: cases in which the network hardly"
-        f" has the fault (under {NOTICEABLE:g}), not counted. Healthy networks: {alarmed} of {len(healthy)} with a"
-        f" finding of medium or more other than falls under shifts ({low:.2f} to {high:.2f}): {told}. Median time of an"
-        f" audit {statistics.median(seconds) if seconds else 0:.0f} s of one core. {len(done)} of {len(all_cases())}"
-        " cases have been run.",
+        f" has the fault (under {NOTICEABLE:g}), not counted. Healthy networks: {told_some} of {len(healthy)} with a"
+        f" finding of medium or more other than falls under shifts; {alarmed} ({low:.2f} to {high:.2f}) with one that"
+        f" the same probe does not make again, at low or more, on 6,000 fresh images ({told}). Median time of an audit"
+        f" {statistics.median(seconds) if seconds else 0:.0f} s of one core. {len(done)} of {len(all_cases())} cases"
+        " have been run.",
         ["fault", *STRENGTHS],
         rows,
         into,
