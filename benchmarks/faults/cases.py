@@ -91,7 +91,7 @@ class Case:
         """What is planted in the network; None for healthy ones and faults of the data."""
         if self.fault is None or TYPES[self.fault].of_the_data:
             return None
-        return Fault(self.fault, STRENGTHS[self.strength], self.target)  # type: ignore[arg-type]
+        return Fault.parse(f"{self.fault}:{STRENGTHS[self.strength]}:{self.target}")
 
     @property
     def withheld(self) -> Sequence[str]:

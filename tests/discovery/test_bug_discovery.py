@@ -89,7 +89,7 @@ def planted(images: Tensor) -> Tensor:
 
 
 def search(model: object, seed: int = 0, settings: BugSearch = FAST, **more: object) -> BugReport:
-    return find_bugs(model, CLASSES, draw, say, embed, settings=settings, seed=seed, **more)  # type: ignore[arg-type]
+    return find_bugs(model, CLASSES, draw, say, embed, settings=settings, seed=seed, **more)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_what_cannot_be_is_refused() -> None:
 @pytest.mark.parametrize("spoil", [lambda x: x[:, :1], lambda x: x[1:], lambda x: x + 2, lambda x: x * torch.nan])
 def test_a_generator_of_wrong_pictures_is_refused(spoil: object) -> None:
     with pytest.raises(InvalidInput, match="generator must give"):
-        find_bugs(planted, CLASSES, lambda *of: spoil(draw(*of)), say, embed, settings=FAST)  # type: ignore[operator]
+        find_bugs(planted, CLASSES, lambda *of: spoil(draw(*of)), say, embed, settings=FAST)
 
 
 def test_a_captioner_or_embedder_of_the_wrong_length_is_refused() -> None:

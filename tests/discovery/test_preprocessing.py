@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from snellen.models import ModelSpec, TorchModel
 from snellen.probe import Batch, Context, Finding
 from snellen.randomness import SampleRandom
 
+Change = Callable[[Tensor], Tensor]
 SPEC = ModelSpec("digits", tuple("0123456789"), (32, 32))
 
 
 class Seen(nn.Module):
     """A network whose input is changed before it sees it."""
 
-    def __init__(self, inner: nn.Module, change) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, inner: nn.Module, change: Change) -> None:
         super().__init__()
         self.inner, self.change = inner, change
 
@@ -31,7 +33,7 @@ class Seen(nn.Module):
         return self.inner(self.change(images))
 
 
-def examined(change, count: int = 150, seed: int = 31) -> list[Finding]:  # type: ignore[no-untyped-def]
+def examined(change: Change, count: int = 150, seed: int = 31) -> list[Finding]:
     made = demo_images("test", count, seed)
     model = TorchModel(Seen(shipped_network("healthy"), change), SPEC)
     probe = PreprocessingCheck()
@@ -51,7 +53,7 @@ def examined(change, count: int = 150, seed: int = 31) -> list[Finding]:  # type
         (lambda x: x.rot90(1, (2, 3)), "90 degrees to the right"),
     ],
 )
-def test_a_wrong_input_is_named_with_the_cure(change, named: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_wrong_input_is_named_with_the_cure(change: Change, named: str) -> None:
     (finding,) = examined(change)
     assert named in finding.title
     assert finding.effect > 0.05

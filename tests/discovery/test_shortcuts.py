@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snellen.audit.engine import loader_for
 from snellen.audit.executor import BatchSize, SampleView
-from snellen.audit.findings import statements
+from snellen.audit.findings import Statement, statements
 from snellen.data import Dataset
 from snellen.demo.digits import demo_images
 from snellen.demo.network import shipped_network
@@ -21,7 +21,7 @@ from snellen.errors import InvalidInput
 from snellen.exhibits import Bars
 from snellen.models import ModelSpec, TorchModel
 from snellen.performance.predictions import Predictions
-from snellen.probe import Batch, Context
+from snellen.probe import Batch, Context, Rows
 from snellen.randomness import SampleRandom
 
 SPEC = ModelSpec("digits", tuple("0123456789"), (32, 32))
@@ -59,7 +59,9 @@ def marked_digits(count: int = 300, seed: int = 8, every: int = 6) -> Dataset:
     return Dataset.from_arrays(images, made.labels, made.class_names)
 
 
-def examined(network: nn.Module, data: Dataset, probe: Shortcuts = DEFAULT, batch_size: int = 64):  # type: ignore[no-untyped-def]
+def examined(
+    network: nn.Module, data: Dataset, probe: Shortcuts = DEFAULT, batch_size: int = 64
+) -> tuple[Rows, list[Statement], Context]:
     model = TorchModel(network, SPEC)
     loader = loader_for(model, data)
     parts = [

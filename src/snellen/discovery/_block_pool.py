@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from snellen.discovery._blocks import grown
 from snellen.probe import Rows, Samples
 from snellen.randomness import SampleRandom, derive_seed
 
@@ -24,6 +25,11 @@ class Pool(NamedTuple):
     masks: Tensor | None
     labels: Tensor
     answers: Tensor
+
+    def shown(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Images float32 `[B, C, H, W]` in [0, 1] and their grown masks on `device`."""
+        masks = None if self.masks is None else grown(self.masks[rows].to(device))
+        return self.images[rows].to(device).float() / 255, masks
 
 
 def read_pool(samples: Samples, predictions: Rows, random: SampleRandom, most: int) -> Pool | None:

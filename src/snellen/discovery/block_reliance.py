@@ -26,7 +26,7 @@ from torch import Tensor
 
 from snellen.discovery._block_pool import Pool, read_pool
 from snellen.discovery._block_report import claims, decisive_finding, drop_bars, pull_bars, short_finding
-from snellen.discovery._blocks import Block, blocks_of, donors_of, exchange, grown
+from snellen.discovery._blocks import Block, blocks_of, donors_of, exchange
 from snellen.discovery.slices import halves
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
@@ -95,14 +95,10 @@ class BlockReliance(ProbeBase):
     def _rows(
         self, model: Model, pool: Pool, block: Block, at: Tensor, foreign: Tensor, own: Tensor, discovery: Tensor
     ) -> Rows:
-        def shown(where: Tensor) -> tuple[Tensor, Tensor | None]:
-            masks = None if pool.masks is None else grown(pool.masks[where].to(model.device))
-            return pool.images[where].to(model.device).float() / 255, masks
-
-        images, masks = shown(at)
+        images, masks = pool.shown(at, model.device)
         answers, clear, areas = [], torch.ones(len(at), dtype=torch.bool), torch.zeros(len(at))
         for donors in (foreign[at], own[at]):
-            donor_images, donor_masks = shown(donors)
+            donor_images, donor_masks = pool.shown(donors, model.device)
             made = exchange(images, donor_images, block, masks, donor_masks)
             answers.append(model.labels(made.images).cpu())
             clear, areas = clear & made.clear.cpu(), areas + made.area.cpu() / 2

@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from snellen.discovery._block_pool import Pool, read_pool
-from snellen.discovery._blocks import Block, blocks_of, exchange, grown
+from snellen.discovery._blocks import Block, blocks_of, exchange
 from snellen.discovery.slices import halves
 from snellen.errors import InvalidInput
 from snellen.exhibits import Bar, Bars, Exhibit
@@ -241,11 +241,7 @@ def _finding(turn: _Turn, p_value: float, context: Context) -> Finding:
 def _turned_right(model: Model, pool: Pool, block: Block, at: Tensor, donors: Tensor) -> Tensor:
     """Whether each image `at` is answered rightly with the part of its donor, bool `[B]` on the CPU."""
 
-    def shown(where: Tensor) -> tuple[Tensor, Tensor | None]:
-        masks = None if pool.masks is None else grown(pool.masks[where].to(model.device))
-        return pool.images[where].to(model.device).float() / 255, masks
-
-    (images, masks), (donor_images, donor_masks) = shown(at), shown(donors)
+    (images, masks), (donor_images, donor_masks) = pool.shown(at, model.device), pool.shown(donors, model.device)
     made = exchange(images, donor_images, block, masks, donor_masks)
     return model.labels(made.images).cpu() == pool.labels[at]
 
