@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from snellen.audit.findings import repeat_command, severity, statements, to_json
+from snellen.audit.findings import proven_effect, repeat_command, severity, statements, to_json
 from snellen.probe import Finding, Kind
 
 
@@ -39,6 +39,29 @@ def test_what_is_not_significant_is_info_whatever_its_size() -> None:
     assert severity(finding(effect=0.9, ci=(0.4, 0.6), baseline=0.55), q_value=None) == "info"
     assert severity(finding(effect=0.9, ci=(0.4, 0.6), baseline=0.95), q_value=None) == "critical"
     assert severity(finding(effect=0.9, enough_data=False), q_value=0.001) == "info"
+
+
+@pytest.mark.parametrize(
+    ("value", "ci", "baseline", "expected"),
+    [
+        (0.80, (0.70, 0.97), 1.0, "low"),  # three points are proven
+        (0.80, (0.70, 0.95), 1.0, "medium"),
+        (0.80, (0.70, 0.85), 1.0, "high"),
+        (0.30, (0.06, 0.60), 0.1, "low"),  # significant by a paired test, though the interval holds the baseline
+        (0.30, (0.26, 0.60), 0.1, "high"),
+        (0.30, None, 0.1, "high"),
+    ],
+)
+def test_above_low_only_what_the_interval_proves_counts(
+    value: float, ci: tuple[float, float] | None, baseline: float, expected: str
+) -> None:
+    harm = finding(effect=abs(value - baseline), value=value, ci=ci, baseline=baseline)
+    assert severity(harm, q_value=0.01) == expected
+
+
+def test_a_weighed_effect_is_proven_in_proportion() -> None:
+    weighed = finding(effect=0.4, value=0.8, ci=(0.7, 0.9), baseline=1.0)
+    assert proven_effect(weighed) == pytest.approx(0.2)
 
 
 def test_q_values_are_adjusted_over_the_whole_run() -> None:

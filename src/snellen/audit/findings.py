@@ -76,7 +76,9 @@ def severity(finding: Finding, q_value: float | None) -> Severity:
 
     Significant means q <= 0.05, or, where no test was made, an interval that excludes the baseline. The effect is harm
     in points of accuracy: low from 0.02, medium from 0.05, high from 0.15, critical from 0.30. Shifts need 0.05, 0.15,
-    0.40 and 0.70; attacks 0.05 and 0.30 and are never graver than medium; certificates at most low.
+    0.40 and 0.70; attacks 0.05 and 0.30 and are never graver than medium; certificates at most low. For low the
+    estimate counts, for more only what is proven, `proven_effect`: few samples, and the luck of being the worst of
+    many, make estimates large.
     """
     if not finding.enough_data or finding.effect <= 0:
         return "info"
@@ -87,8 +89,22 @@ def severity(finding: Finding, q_value: float | None) -> Severity:
         low, high = finding.ci
         if low <= finding.baseline <= high:
             return "info"
-    reached = sum(finding.effect >= threshold for threshold in _THRESHOLDS.get(finding.kind, _USUAL))
-    return SEVERITIES[reached]
+    low_from, *graver = _THRESHOLDS.get(finding.kind, _USUAL)
+    if finding.effect < low_from:
+        return "info"
+    proven = proven_effect(finding)
+    return SEVERITIES[1 + sum(proven >= threshold for threshold in graver)]
+
+
+def proven_effect(finding: Finding) -> float:
+    """The part of the effect that remains when the value lies at the end of its interval nearer to the baseline.
+
+    All of it where value, baseline or interval are not given; none where the interval holds the baseline.
+    """
+    if finding.ci is None or finding.baseline is None or finding.value is None or finding.value == finding.baseline:
+        return finding.effect
+    near = finding.ci[0] if finding.value > finding.baseline else finding.ci[1]
+    return finding.effect * min(max((near - finding.baseline) / (finding.value - finding.baseline), 0.0), 1.0)
 
 
 def statements(found: Sequence[tuple[str, str, Finding]]) -> list[Statement]:

@@ -1,10 +1,10 @@
-"""Two cheap generators of images p(x | y, a) under one interface, for tables of class and group with gaps."""
+"""Two cheap generators of images p(x | y, a), and the interface they share with the diffusion model beside them."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,28 @@ class Generator(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def sample(self, labels: Tensor, groups: Tensor, seed: int) -> Tensor: ...
+
+
+class Seen(NamedTuple):
+    """The classes and the groups that images were fitted on had; a pair of them need not have come together."""
+
+    labels: frozenset[int]
+    groups: frozenset[int]
+
+    @classmethod
+    def of(cls, labels: Tensor, groups: Tensor) -> Seen:
+        return cls(frozenset(labels[labels != UNLABELLED].tolist()), frozenset(groups.tolist()))
+
+    def check(self, labels: Tensor, groups: Tensor) -> None:
+        """Refuse to draw what no image has shown."""
+        if labels.ndim != 1 or labels.shape != groups.shape or len(labels) == 0:
+            raise InvalidInput(
+                "labels and groups to sample must be [n] and at least 1,"
+                f" got {list(labels.shape)} and {list(groups.shape)}"
+            )
+        for name, asked, seen in zip(("labels", "groups"), (labels, groups), self, strict=True):
+            if unseen := sorted(set(asked.tolist()) - seen):
+                raise InvalidInput(f"{name} to sample must have been seen with an image, got {unseen}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,7 @@ class PcaGaussian:
 
     @property
     def fingerprint(self) -> str:
-        return _hash([*self.means.values(), self.spread], str(sorted(self.means)))
+        return hash_of([*self.means.values(), self.spread], str(sorted(self.means)))
 
     def sample(self, labels: Tensor, groups: Tensor, seed: int) -> Tensor:
         cells = list(zip(labels.tolist(), groups.tolist(), strict=True))
@@ -66,7 +88,7 @@ class PcaGaussian:
         if missing:
             raise InvalidInput(f"cells of class and group need at least 2 labelled images each, too few in {missing}")
         mean = torch.stack([self.means[cell] for cell in cells])
-        drawn = mean + _noise(labels, groups, seed, len(self.spread)) @ self.spread
+        drawn = mean + cell_noise(labels, groups, seed, len(self.spread)) @ self.spread
         return drawn.clamp(0, 1).reshape(-1, *self.shape)
 
 
@@ -77,7 +99,7 @@ class ConditionalVae:
     image then is of that class is what the network made of it, so look at some.
     """
 
-    def __init__(self, network: _Vae, shape: torch.Size, seen: tuple[frozenset[int], frozenset[int]]) -> None:
+    def __init__(self, network: _Vae, shape: torch.Size, seen: Seen) -> None:
         self.network, self.shape, self.seen = network, shape, seen
 
     @classmethod
@@ -107,26 +129,23 @@ class ConditionalVae:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        known = frozenset(labels[labels != UNLABELLED].tolist()), frozenset(groups.tolist())
-        return cls(network.eval(), images.shape[1:], known)
+        return cls(network.eval(), images.shape[1:], Seen.of(labels, groups))
 
     @property
     def fingerprint(self) -> str:
-        return _hash(list(self.network.state_dict().values()), str([sorted(side) for side in self.seen]))
+        return hash_of(list(self.network.state_dict().values()), str([sorted(side) for side in self.seen]))
 
     @torch.no_grad()
     def sample(self, labels: Tensor, groups: Tensor, seed: int) -> Tensor:
-        for name, asked, seen in zip(("labels", "groups"), (labels, groups), self.seen, strict=True):
-            if unseen := sorted(set(asked.tolist()) - seen):
-                raise InvalidInput(f"{name} to sample must have been seen with an image, got {unseen}")
-        noise = _noise(labels, groups, seed, self.network.latent)
+        self.seen.check(labels, groups)
+        noise = cell_noise(labels, groups, seed, self.network.latent)
         made = self.network.decoder(torch.cat([noise, self.network.condition(labels, groups)], dim=1))
         images: Tensor = made.sigmoid().reshape(-1, *self.shape)
         return images
 
 
 DROPPED = 0.1
-"""Share of the images whose class is hidden in training, as for guidance without a classifier."""
+"""Share of the images whose condition is hidden in training, as for guidance without a classifier."""
 PIXEL_VARIANCE = 0.03
 """Of the noise the decoder is allowed. Less, and the latent tells the class as well, so that images drawn from noise
 contradict the class they were asked for (13 % of digits at 0.01, 2 % at 0.03); more, and they come near to means."""
@@ -162,13 +181,15 @@ def check_images(images: Tensor, labels: Tensor, groups: Tensor) -> None:
         raise InvalidInput("labels must name the class of some images, got none labelled")
 
 
-def _noise(labels: Tensor, groups: Tensor, seed: int, size: int) -> Tensor:
+def cell_noise(labels: Tensor, groups: Tensor, seed: int, size: int) -> Tensor:
+    """Gaussian `[n, size]`; row i depends on the seed, i and its cell alone."""
     random = SampleRandom(seed, "fair-augmentation")
     rows = zip(labels.tolist(), groups.tolist(), strict=True)
     return normal([random.generator(str(row), *cell) for row, cell in enumerate(rows)], (size,))
 
 
-def _hash(tensors: list[Tensor], more: str) -> str:
+def hash_of(tensors: list[Tensor], more: str) -> str:
+    """Of all values, and of whatever else decides the images."""
     digest = hashlib.blake2b(more.encode(), digest_size=8)
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

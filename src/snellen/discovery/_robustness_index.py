@@ -92,18 +92,38 @@ class Attribution(NamedTuple):
     lost: Floats
 
 
-def attribute_errors(neighbours: Codes, classes: Codes, confounder: Codes, queries: Codes) -> Attribution:
-    """Error attribution of the k-nearest-neighbour vote (the card's step 9); shapes as in `count_kinds`."""
-    answer, truth, own = vote(neighbours, classes), classes[queries], confounder[queries]
-    wrong = np.flatnonzero(answer != truth)
+class Vote(NamedTuple):
+    """The vote of the k nearest, which no confounder enters. rows: queries that are voted wrong, as places `[w]` among
+    the queries. answer: the class they got `[w]`. voters: bool `[w, k]`, the neighbours that voted so."""
+
+    rows: Codes
+    answer: Codes
+    voters: Bools
+
+
+def wrong_votes(neighbours: Codes, classes: Codes, queries: Codes) -> Vote:
+    """neighbours: `[q, k]` row numbers of the rows `queries` `[q]`. classes: `[n]`."""
+    answer = vote(neighbours, classes)
+    rows = np.flatnonzero(answer != classes[queries])
+    return Vote(rows, answer[rows], classes[neighbours[rows]] == answer[rows, None])
+
+
+def attribute_errors(
+    neighbours: Codes, classes: Codes, confounder: Codes, queries: Codes, voted: Vote | None = None
+) -> Attribution:
+    """Error attribution of the k-nearest-neighbour vote (the card's step 9); shapes as in `count_kinds`.
+
+    voted: what `wrong_votes` says, for callers that ask about many confounders.
+    """
+    wrong, answer, voters = wrong_votes(neighbours, classes, queries) if voted is None else voted
     lost = np.zeros(len(queries))
     if len(wrong) == 0:
         return Attribution(0.0, float("nan"), float("nan"), lost)
-    voters = classes[neighbours[wrong]] == answer[wrong, None]
-    alike = confounder[neighbours[wrong]] == own[wrong, None]
+    own = confounder[queries[wrong]]
+    alike = confounder[neighbours[wrong]] == own[:, None]
     same = (voters & alike).sum(axis=1) / voters.sum(axis=1)
     table = _table(classes, confounder)
-    expected = table[answer[wrong], own[wrong]] / table[answer[wrong]].sum(axis=1)
+    expected = table[answer, own] / table[answer].sum(axis=1)
     lost[wrong] = same - expected
     return Attribution(len(wrong) / len(queries), float(same.mean()), float(expected.mean()), lost)
 

@@ -18,6 +18,7 @@ from snellen.discovery._robustness_index import (
     count_kinds,
     resampled_index,
     shuffled_within,
+    wrong_votes,
 )
 from snellen.exhibits import Grid
 from snellen.probe import Context, Finding, Rows
@@ -114,12 +115,13 @@ def _measure(
     drawn = resampled_index(kinds, unit, rng, RESAMPLES)
     interval = bias_corrected_interval(index, drawn) if so + os else Interval(0.0, 1.0)
 
-    errors = attribute_errors(neighbours, labels, confounder, queries)
+    voted = wrong_votes(neighbours, labels, queries)
+    errors = attribute_errors(neighbours, labels, confounder, queries, voted)
     shuffled = confounder.copy()
     by_chance = np.empty(permutations)
     for turn in range(permutations):
         shuffled[known] = shuffled_within(labels[known], confounder[known], rng)
-        by_chance[turn] = attribute_errors(neighbours, labels, shuffled, queries).lost.mean()
+        by_chance[turn] = attribute_errors(neighbours, labels, shuffled, queries, voted).lost.mean()
     lost = float(errors.lost.mean())
     worst = np.argsort(-errors.lost, kind="stable")[:MOST_EVIDENCE]
     evidence = tuple(ids[int(queries[row])] for row in worst if errors.lost[row] > 0)

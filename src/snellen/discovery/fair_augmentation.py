@@ -5,11 +5,12 @@ images of each group with the real prevalence of the classes; the classifier lea
 weights alpha and 1 - alpha; accuracy and the gap between groups are then measured on untouched real images, at sites
 with labels and at new ones. Made images carry their origin, and no measurement accepts one.
 
-Here: generators at digit size (`PcaGaussian`, `ConditionalVae`; anything with `sample` will do), the sampling policy,
-mixing, (M, gap) with intervals, and a check for memorised images. Misleads where the generator draws the wrong class in
-groups without labels (our VAE did on an inverted site: right in 8 % of the images, 88 % on a blurred one): wrong
-labels are learnt, which a mean over groups may hide; and where one table serves to choose alpha and to report it.
-More training images of any kind may give the same gain: compare with oversampling and colour jitter, at equal steps.
+Here: generators at digit size (`ConditionalDiffusion`, the paper's kind, `ConditionalVae` and `PcaGaussian`; anything
+with `sample` will do), the sampling policy, mixing, (M, gap) with intervals, and a check for memorised images. Misleads
+where the generator draws the wrong class in groups without labels (our VAE did on an inverted site: right in 8 % of the
+images, 88 % on a blurred one): wrong labels are learnt, which a mean over groups may hide; and where one table serves
+to choose alpha and to report it. More training images of any kind may give the same gain: compare with oversampling and
+colour jitter, at equal steps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snellen.discovery._fair_diffusion import ConditionalDiffusion
 from snellen.discovery._fair_generators import UNLABELLED, ConditionalVae, Generator, PcaGaussian, check_images
 from snellen.errors import InvalidInput
 from snellen.models import Access
@@ -33,6 +35,7 @@ from snellen.stats import Interval, centred_interval, paired_difference, wilson
 
 __all__ = [
     "Change",
+    "ConditionalDiffusion",
     "ConditionalVae",
     "Fairness",
     "Generator",

@@ -8,13 +8,10 @@ from typing import NamedTuple, TypeAlias
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from snellen.errors import InvalidInput
 from snellen.probe import Rows
 from snellen.shift._boxes import Detector
-
-NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 
 TINY = 1e-5
 """Added to variances, as batch norm does, so that a dead channel stays finite."""
@@ -43,7 +40,7 @@ def normalisation_shift(
     """
     if not clean or not corrupted:
         raise InvalidInput(f"clean and corrupted must hold images, got {len(clean)} and {len(corrupted)}")
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, NORMALISATIONS)}
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _normalisations())}
     if not layers:
         raise InvalidInput("network must have batch, group or instance normalisation layers, got none")
     feed = detector or network
@@ -55,6 +52,12 @@ def normalisation_shift(
         divergence = _symmetric_kl(stored or before[name], moved)
         rows.append((name, type(layers[name]).__name__, divergence, stored is not None))
     return pa.table({key: [row[i] for row in rows] for i, key in enumerate(("layer", "kind", "divergence", "stored"))})
+
+
+def _normalisations() -> tuple[type[nn.Module], ...]:
+    from torchvision.ops import FrozenBatchNorm2d  # here, since torchvision takes seconds that every start would pay
+
+    return nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d
 
 
 def _stored(layer: nn.Module) -> Moments | None:
