@@ -3,7 +3,7 @@
 python -m benchmarks.faults run [--part 0/2] [--only REGEX] [--work DIR]    one case after the other, resumable
 python -m benchmarks.faults table                                          the tables of what has been run so far
 
-Networks are trained once and kept in the working directory (about half a minute each); an audit takes about as long.
+Networks are trained once and kept in the working directory (from ten seconds to two minutes of a core each).
 Results stand in benchmarks/faults/results/, one file a case; a case that is there is not run again.
 """
 

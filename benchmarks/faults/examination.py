@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from benchmarks.faults.cases import Case, names_the_fault
-from benchmarks.faults.subjects import folder, images_of, network, true_effect
+from benchmarks.faults.subjects import file_name, folder, images_of, network, true_effect
 
 PRESET = "discover"
 COMMAND = "from snellen.cli import main; main()"
@@ -29,14 +29,14 @@ def examine(case: Case, work: Path) -> dict[str, Any]:
 
     seconds: wall time of the command; cpu_seconds: of its process, which other work on the machine does not lengthen.
     """
-    model, data, run = network(case, work), folder(case, work), work / "runs" / case.key
+    model, data, run = _model(case, work), folder(case, work), work / "runs" / case.key
     used, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     found = _audit(model, data, run, ["--preset", PRESET])
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     told = [finding for finding in found if finding["severity"] in TOLD]
     evidence = images_of(case)
-    names = {sample_id.replace("/", "-"): sample_id for sample_id in evidence.ids}
+    names = {Path(file_name(sample_id)).stem: sample_id for sample_id in evidence.ids}
     naming, other = [], []
     for finding in told:
         ids = [names.get(Path(name).stem, name) for name in finding["evidence"]]
@@ -59,11 +59,17 @@ def examine(case: Case, work: Path) -> dict[str, Any]:
     }
 
 
-def _audit(model: Path, data: Path, run: Path, plan: list[str]) -> list[dict[str, Any]]:
+def _model(case: Case, work: Path) -> list[str]:
+    """The case's model on the command line."""
+    return case.family.arguments(network(case, work), case.seed)
+
+
+def _audit(model: list[str], data: Path, run: Path, plan: list[str]) -> list[dict[str, Any]]:
     """The findings of a whole audit by the command line."""
     shutil.rmtree(run, ignore_errors=True)
+    name, *flags = model
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "audit", f"demo:{model}", str(data), *plan, "--out", str(run), "--json"],
+        [sys.executable, "-c", COMMAND, "audit", name, str(data), *flags, *plan, "--out", str(run), "--json"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -83,6 +89,6 @@ def _held(case: Case, work: Path, said: list[dict[str, Any]]) -> set[str]:
     probes = ["predictions", *sorted({line["probe"] for line in said} - {"predictions"})]
     plan.write_text(yaml.safe_dump({"name": "fresh", "probes": probes}), encoding="utf-8")
     again = _audit(
-        network(case, work), folder(case, work, fresh=True), work / "runs" / f"{case.key}-fresh", ["--plan", str(plan)]
+        _model(case, work), folder(case, work, fresh=True), work / "runs" / f"{case.key}-fresh", ["--plan", str(plan)]
     )
     return {finding["id"] for finding in again if finding["severity"] != "info"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record_table
-from benchmarks.faults.cases import STRENGTHS, TYPES, Case, all_cases
+from benchmarks.faults.cases import FAMILIES, STRENGTHS, Case, all_cases
 
 from snellen.stats import wilson
 
@@ -26,26 +26,25 @@ def record(folder: Path, into: Path = RESULTS) -> None:
         for case in all_cases()
         if (folder / f"{case.key}.json").is_file()
     }
-    faulty = {case: result for case, result in done.items() if case.fault}
-    healthy = [result for case, result in done.items() if not case.fault]
-    rows = [_row(name, {c: r for c, r in faulty.items() if c.fault == name}) for name in TYPES]
-    rows.append(_row("all", faulty))
-    false = [[f for f in result["other"] if not f["held on fresh images"]] for result in healthy]
-    alarmed, told_some = sum(bool(some) for some in false), sum(bool(result["other"]) for result in healthy)
-    low, high = wilson(alarmed, len(healthy)) if healthy else (0.0, 1.0)
-    seconds = sorted(float(result["cpu_seconds"]) for result in done.values())
-    kinds = Counter(finding["probe"] for some in false for finding in some)
-    told = ", ".join(f"{name} {count}" for name, count in kinds.most_common()) or "none"
+    rows, told = [], []
+    for name, family in FAMILIES.items():
+        of = {case: result for case, result in done.items() if case.family_name == name}
+        faulty = {case: result for case, result in of.items() if case.fault}
+        rows += [
+            _row(f"{name}: {fault}", {c: r for c, r in faulty.items() if c.fault == fault}) for fault in family.types
+        ]
+        rows.append(_row(f"{name}: all", faulty, summed=True))
+        told.append(_healthy(name, [result for case, result in of.items() if not case.fault]))
+        times = [float(result["cpu_seconds"]) for result in of.values()]
+        told.append(f"an audit of {name} took {statistics.median(times):.0f} s of one core (median)." if times else "")
+    rows.append(_row("all", {case: result for case, result in done.items() if case.fault}, summed=True))
     record_table(
         "faults",
         "Fault bench: planted faults that the audit names",
         "`python -m benchmarks.faults run`, preset `discover`, 1,200 images a case; a cell is named / run, behind it"
         " the median cost of the fault on 6,000 fresh images (faults of the data: share of images struck). Named: a"
         " finding of severity medium or more has the cause in its title. In brackets: cases in which the network hardly"
-        f" has the fault (under {NOTICEABLE:g}), not counted. Healthy networks: {told_some} of {len(healthy)} with a"
-        f" finding of medium or more other than falls under shifts; {alarmed} ({low:.2f} to {high:.2f}) with one that"
-        f" the same probe does not make again, at low or more, on 6,000 fresh images ({told}). Median time of an audit"
-        f" {statistics.median(seconds) if seconds else 0:.0f} s of one core. {len(done)} of {len(all_cases())} cases"
+        f" has the fault (under {NOTICEABLE:g}), not counted. {' '.join(told)} {len(done)} of {len(all_cases())} cases"
         " have been run.",
         ["fault", *STRENGTHS],
         rows,
@@ -53,10 +52,26 @@ def record(folder: Path, into: Path = RESULTS) -> None:
     )
     for row in rows:
         print("  ".join(row))
-    print(f"healthy: {told_some} of {len(healthy)} told something, {alarmed} falsely; {told}")
+    print(*told, sep="\n")
 
 
-def _row(name: str, results: dict[Case, Result]) -> list[str]:
+def _healthy(family: str, results: list[Result]) -> str:
+    """What was said of healthy networks, in a sentence."""
+    if not results:
+        return f"No healthy network of {family} has been run."
+    false = [[f for f in result["other"] if not f["held on fresh images"]] for result in results]
+    alarmed, told_some = sum(bool(some) for some in false), sum(bool(result["other"]) for result in results)
+    low, high = wilson(alarmed, len(results))
+    by_probe = Counter(finding["probe"] for some in false for finding in some)
+    probes = f" ({', '.join(f'{probe} {count}' for probe, count in by_probe.most_common())})" if by_probe else ""
+    return (
+        f"Healthy networks of {family}: {told_some} of {len(results)} with a finding of medium or more other than falls"
+        f" under shifts; {alarmed} ({low:.2f} to {high:.2f}) with one that the same probe does not make again, at low"
+        f" or more, on 6,000 fresh images{probes};"
+    )
+
+
+def _row(name: str, results: dict[Case, Result], summed: bool = False) -> list[str]:
     cells = []
     for strength in STRENGTHS:
         of = [result for case, result in results.items() if case.strength == strength]
@@ -65,7 +80,7 @@ def _row(name: str, results: dict[Case, Result]) -> list[str]:
         cell = f"{named} / {len(there)}" if of else "not run"
         if len(of) > len(there):
             cell += f" ({len(of) - len(there)})"
-        if of and name != "all":
+        if of and not summed:
             cell += f", {statistics.median(float(str(result['effect'])) for result in of):.2f}"
         cells.append(cell)
     return [name, *cells]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.faults.cases import SEEDS, STRENGTHS, TYPES, Case, all_cases, names_the_fault
+from benchmarks.faults.cases import FAMILIES, HEALTHY, SEEDS, STRENGTHS, Case, all_cases, names_the_fault
 from benchmarks.faults.examination import NOT_OF_THE_FAULT, examine
 from benchmarks.faults.subjects import images_of
 from benchmarks.faults.table import record
@@ -22,26 +22,26 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bench whose base networks are the shipped healthy one, so that little has to be trained."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "models").mkdir()
-    for seed in SEEDS:
-        save_network(shipped_network("healthy"), folder / "models" / f"base-{seed}.safetensors", {})
+    for seed in range(3):
+        save_network(shipped_network("healthy"), folder / "models" / f"digits-base-{seed}.safetensors", {})
     backdoored = train([Fault("backdoor", 1.0, 7)], 3, 1, start=shipped_network("healthy"))
-    save_network(backdoored, folder / "models" / "backdoor-clear-0.safetensors", {})
+    save_network(backdoored, folder / "models" / "digits-backdoor-clear-0.safetensors", {})
     for fault in ("background-shortcut", "corner-tag"):  # in the shipped network stripes mean 4 and the tag means 1
         of = {"background-shortcut": 1, "corner-tag": 2}[fault]
-        save_network(shipped_network("faulty"), folder / "models" / f"{fault}-clear-{of}.safetensors", {})
+        save_network(shipped_network("faulty"), folder / "models" / f"digits-{fault}-clear-{of}.safetensors", {})
     return folder
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        Case("backdoor", "clear", 0),
-        Case("background-shortcut", "clear", 1),
-        Case("corner-tag", "clear", 2),
-        Case("wrong-scale", "moderate", 0),
-        Case("test-labels", "clear", 1),
-        Case("contradicting-copies", "clear", 2),
-        Case("leakage", "faint", 0),
+        Case("digits", "backdoor", "clear", 0),
+        Case("digits", "background-shortcut", "clear", 1),
+        Case("digits", "corner-tag", "clear", 2),
+        Case("digits", "wrong-scale", "moderate", 0),
+        Case("digits", "test-labels", "clear", 1),
+        Case("digits", "contradicting-copies", "clear", 2),
+        Case("digits", "leakage", "faint", 0),
     ],
     ids=lambda case: case.key,
 )
@@ -52,22 +52,44 @@ def test_a_planted_fault_is_named(case: Case, work: Path) -> None:
     assert told["naming"], [line["title"] for line in told["other"]]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(3))
 def test_of_a_healthy_network_nothing_is_said_that_fresh_images_do_not_show(seed: int, work: Path) -> None:
-    told = examine(Case(None, "clear", seed), work)
+    told = examine(Case("digits", None, "clear", seed), work)
     assert told["failed"] == []
     assert [line["title"] for line in told["other"] if not line["held on fresh images"]] == []
 
 
 def test_every_fault_has_all_strengths_and_seeds_and_healthy_ones_are_among_them() -> None:
     cases = all_cases()
-    assert len(set(cases)) == len(cases) == len(TYPES) * len(STRENGTHS) * len(SEEDS) + 20
-    assert len({case.key for case in cases}) == len(cases)
-    assert any(case.fault is None for case in cases[:10])
+    planted = sum(len(family.types) * len(STRENGTHS) * len(SEEDS[name]) for name, family in FAMILIES.items())
+    assert len({case.key for case in cases}) == len(cases) == planted + sum(map(len, HEALTHY.values()))
+    assert len(FAMILIES["digits"].types) >= 12
+    assert len(HEALTHY["digits"]) >= 20
+    assert any(case.fault is None for case in cases[:30])
+
+
+def test_what_a_fault_strikes_is_some_images_and_never_all() -> None:
+    for family in FAMILIES.values():
+        made = family.images(200, 1)
+        for fault, kind in family.types.items():
+            if kind.measure == "struck":
+                struck, rest = family.struck(fault, made, family.targets[0])
+                assert struck.any()
+                assert rest.any()
+                assert not (struck & rest).any()
+
+
+def test_shapes_are_drawn_the_same_from_one_seed_and_masks_cover_the_object() -> None:
+    made, again = (FAMILIES["shapes"].images(64, 5) for _ in range(2))
+    assert torch.equal(made.images, again.images)
+    assert set(made.labels.tolist()) == set(range(8))
+    share = (made.masks > 127).float().mean(dim=(1, 2, 3))
+    assert bool((share > 0.02).all())
+    assert bool((share < 0.6).all())
 
 
 def test_a_title_names_a_fault_only_with_all_its_words() -> None:
-    case = Case("rotation-weak-class", "clear", 0)
+    case = Case("digits", "rotation-weak-class", "clear", 0)
     data = images_of(case)
     assert names_the_fault(case, "Accuracy is 0.2 where class = 7 and rotation = 18 to 30.", [], data)
     assert not names_the_fault(case, "Accuracy is 0.2 where class = 3 and rotation = 18 to 30.", [], data)
@@ -75,7 +97,7 @@ def test_a_title_names_a_fault_only_with_all_its_words() -> None:
 
 
 def test_a_withheld_cause_must_be_in_the_evidence() -> None:
-    case = Case("weak-texture", "clear", 0)
+    case = Case("digits", "weak-texture", "clear", 0)
     data = images_of(case)
     struck = [
         name for name, texture in zip(data.ids, data.attributes["background"], strict=True) if texture == "checks"
@@ -87,13 +109,13 @@ def test_a_withheld_cause_must_be_in_the_evidence() -> None:
 
 
 def test_faults_of_the_data_are_where_they_should_be() -> None:
-    noisy, clean = images_of(Case("test-labels", "clear", 0)), images_of(Case(None, "clear", 0))
+    noisy, clean = images_of(Case("digits", "test-labels", "clear", 0)), images_of(Case("digits", None, "clear", 0))
     changed = noisy.labels != clean.labels
     assert set(clean.labels[changed].tolist()) == {7}
     assert set(noisy.labels[changed].tolist()) == {3}
-    copies = images_of(Case("contradicting-copies", "clear", 0))
+    copies = images_of(Case("digits", "contradicting-copies", "clear", 0))
     assert len(copies.labels) == 1320
-    leaking = images_of(Case("leakage", "clear", 0))
+    leaking = images_of(Case("digits", "leakage", "clear", 0))
     test_side = leaking.attributes["split"] == "test"
     assert torch.equal(leaking.images[torch.from_numpy(~test_side)], clean.images[torch.from_numpy(~test_side)])
 
@@ -104,14 +126,15 @@ def test_the_table_counts_what_was_run(tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / f"{case.key}.json").write_text(json.dumps(blank | told))
 
     line = {"probe": "subgroup"}
-    put(Case("backdoor", "clear", 0), naming=[line])
-    put(Case("backdoor", "clear", 1))
-    put(Case("backdoor", "clear", 2), effect=0.01)
-    put(Case(None, "clear", 0), effect=None, other=[line | {"held on fresh images": True}])
-    put(Case(None, "clear", 1), effect=None, other=[line | {"held on fresh images": False}])
+    first, second, third = SEEDS["digits"]
+    put(Case("digits", "backdoor", "clear", first), naming=[line])
+    put(Case("digits", "backdoor", "clear", second))
+    put(Case("digits", "backdoor", "clear", third), effect=0.01)
+    for seed, held in zip(HEALTHY["digits"], (True, False), strict=False):
+        put(Case("digits", None, "clear", seed), effect=None, other=[line | {"held on fresh images": held}])
     record(tmp_path, tmp_path / "out.json")
     table = json.loads((tmp_path / "out.json").read_text())["faults"]
-    (row,) = [cells for cells in table["rows"] if cells[0] == "backdoor"]
+    (row,) = [cells for cells in table["rows"] if cells[0] == "digits: backdoor"]
     assert row[1] == "1 / 2 (1), 0.50"
     assert row[2] == "not run"
     assert "2 of 2 with a finding" in table["how"]
