@@ -27,7 +27,8 @@ unless the fault's own words are in them."""
 def examine(case: Case, work: Path) -> dict[str, Any]:
     """Makes the case if need be, audits it and judges the findings of severity medium or more.
 
-    seconds: wall time of the command; cpu_seconds: of its process, which other work on the machine does not lengthen.
+    seconds: wall time of the command; cpu_seconds: of its process, which other work on the machine lengthens less.
+    forward, backward: images sent through the network.
     """
     model, data, run = _model(case, work), folder(case, work), work / "runs" / case.key
     used, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -53,7 +54,9 @@ def examine(case: Case, work: Path) -> dict[str, Any]:
         "effect": true_effect(case, work) if case.fault else None,
         "naming": naming,
         "other": other,
-        "failed": [failure["probe"] for failure in manifest.get("failures", [])],
+        "failed": manifest["failed_jobs"],
+        "forward": manifest["ledger"]["forward"],
+        "backward": manifest["ledger"]["backward"],
         "seconds": round(seconds, 1),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime, 1),
     }

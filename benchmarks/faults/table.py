@@ -35,8 +35,7 @@ def record(folder: Path, into: Path = RESULTS) -> None:
         ]
         rows.append(_row(f"{name}: all", faulty, summed=True))
         told.append(_healthy(name, [result for case, result in of.items() if not case.fault]))
-        times = [float(result["cpu_seconds"]) for result in of.values()]
-        told.append(f"an audit of {name} took {statistics.median(times):.0f} s of one core (median)." if times else "")
+        told += [_price(name, list(of.values()))] if of else []
     rows.append(_row("all", {case: result for case, result in done.items() if case.fault}, summed=True))
     record_table(
         "faults",
@@ -68,6 +67,16 @@ def _healthy(family: str, results: list[Result]) -> str:
         f"Healthy networks of {family}: {told_some} of {len(results)} with a finding of medium or more other than falls"
         f" under shifts; {alarmed} ({low:.2f} to {high:.2f}) with one that the same probe does not make again, at low"
         f" or more, on 6,000 fresh images{probes};"
+    )
+
+
+def _price(family: str, results: list[Result]) -> str:
+    seconds, forward, backward = (
+        statistics.median(float(result[key]) for result in results) for key in ("cpu_seconds", "forward", "backward")
+    )
+    return (
+        f"an audit of {family} took {seconds:.0f} s of one core, {forward:,.0f} forward and {backward:,.0f} backward"
+        " images (medians)."
     )
 
 

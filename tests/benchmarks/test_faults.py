@@ -122,7 +122,7 @@ def test_faults_of_the_data_are_where_they_should_be() -> None:
 
 def test_the_table_counts_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def put(case: Case, **told: object) -> None:
-        blank = {"effect": 0.5, "naming": [], "other": [], "cpu_seconds": 10.0}
+        blank = {"effect": 0.5, "naming": [], "other": [], "cpu_seconds": 10.0, "forward": 70000, "backward": 12000}
         (tmp_path / f"{case.key}.json").write_text(json.dumps(blank | told))
 
     line = {"probe": "subgroup"}
@@ -139,5 +139,6 @@ def test_the_table_counts_what_was_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert row[2] == "not run"
     assert "2 of 2 with a finding" in table["how"]
     assert "; 1 (" in table["how"]
+    assert "10 s of one core, 70,000 forward and 12,000 backward" in table["how"]
     assert "subgroup 1" in capsys.readouterr().out
     assert "label-noise" not in NOT_OF_THE_FAULT
