@@ -2,7 +2,7 @@
 
 A finding names a fault when its title does, in words fixed with the fault before its first audit (but "px", which a
 first run of the digits showed to be how the report writes pixels); where the metadata withhold the attribute and no
-word can be asked, most of the evidence images of the finding must be such as were struck instead.
+word can be asked, it must be a slice, and most of its evidence images such as were struck.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ TYPES: dict[str, FaultType] = {
     "over-confidence": FaultType((r"over-?confident|too confident|confidence",), "confidence", "none"),
     "one-pixel-shift": FaultType((r"pixel|\bpx\b",), "pixel", "from scratch"),
     "backdoor": FaultType((r"trigger|patch|pattern", r"\bTARGET\b"), "trigger"),
-    "weak-texture": FaultType((), evidence=True, withheld=("background",)),
+    "weak-texture": FaultType(("images that are alike",), evidence=True, withheld=("background",)),
     "weak-pair": FaultType(("stripes", "green")),
     "merged-classes": FaultType((r"\bTARGET\b", r"\bOTHER\b")),
     "wrong-scale": FaultType((r"darker|brighter|scale|multipl",), "base", "none"),

@@ -31,7 +31,7 @@ TYPES: dict[str, FaultType] = {
     "weak-site": FaultType((r"site = C",)),
     "weak-dark": FaultType((r"\blight\b",)),
     "colour-swap": FaultType(("blue",)),
-    "hidden-scene": FaultType((), evidence=True, withheld=("scene",)),
+    "hidden-scene": FaultType(("images that are alike",), evidence=True, withheld=("scene",)),
     "weak-pair": FaultType(("gravel", "pink")),
     "merged-classes": FaultType((r"\bTARGET\b", r"\bOTHER\b")),
     "over-confidence": FaultType((r"over-?confident|too confident|confidence",), "confidence", "none"),

@@ -103,9 +103,10 @@ def test_a_withheld_cause_must_be_in_the_evidence() -> None:
         name for name, texture in zip(data.ids, data.attributes["background"], strict=True) if texture == "checks"
     ]
     rest = [name for name in data.ids if name not in set(struck)]
-    assert names_the_fault(case, "A slice.", struck[:8] + rest[:4], data)
-    assert not names_the_fault(case, "A slice.", struck[:4] + rest[:8], data)
-    assert not names_the_fault(case, "A slice.", [], data)
+    assert names_the_fault(case, "Right on 9% of images that are alike to it.", struck[:8] + rest[:4], data)
+    assert not names_the_fault(case, "Right on 9% of images that are alike to it.", struck[:4] + rest[:8], data)
+    assert not names_the_fault(case, "Right on 9% of images that are alike to it.", [], data)
+    assert not names_the_fault(case, "The model is over-confident.", struck[:8], data)
 
 
 def test_faults_of_the_data_are_where_they_should_be() -> None:

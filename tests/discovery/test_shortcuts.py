@@ -87,6 +87,14 @@ def test_a_mark_is_named_with_its_place_its_answer_and_its_harm() -> None:
     assert bars.bars[0].label.startswith("upper right corner")
 
 
+def test_a_mark_on_few_images_is_confirmed_by_both_halves() -> None:
+    """One half alone, with five or six wrong answers, could not reach the level."""
+    _, told, _ = examined(Marked(shipped_network("healthy")), marked_digits(every=20))
+    (found,) = [statement for statement in told if statement.severity != "info"]
+    assert found.finding.subject == {"part": "upper right corner", "answer": "5"}
+    assert found.finding.n < 18
+
+
 def test_mistakes_without_a_common_part_are_blamed_on_none() -> None:
     table, told, _ = examined(Careless(), marked_digits(every=10**6))
     assert table.num_rows > 0

@@ -21,6 +21,11 @@ def test_mcnemar_equals_statsmodels(b, c):
     assert mcnemar_exact(b, c) == pytest.approx(min(expected, 1.0), abs=1e-12)
 
 
+def test_one_sided_mcnemar_is_half_of_the_two_sided_on_its_side_and_large_on_the_other():
+    assert mcnemar_exact(9, 2, "greater") == pytest.approx(mcnemar_exact(9, 2) / 2)
+    assert mcnemar_exact(2, 9, "greater") > 0.9
+
+
 def test_mcnemar_holds_its_level():
     rng = np.random.default_rng(0)
     draws = rng.multinomial(200, [0.08, 0.08, 0.84], 2000)

@@ -4,8 +4,8 @@ Wrong answers are taken apart. In each image answered c wrongly one part at a ti
 structure, colour; with masks the background) is exchanged for that of an image of a third class answered rightly. If
 the answer turns right, that part had decided against the object. The control is the same exchange with another image
 answered c wrongly: where a shortcut is at work it mostly brings the same mark again, while seams and answers on the
-brink turn alike in both. The counterfactual of Ribeiro et al. (2016) with a control; parts are picked on one half of
-the images and confirmed on the other.
+brink turn alike in both. The counterfactual of Ribeiro et al. (2016) with a control. Each half of the images picks a
+part, which the other half confirms; where both pick the same one, its figures are those of all.
 
 Sees a shortcut only by the mistakes it causes in the data at hand: where the mark goes with its class in these data as
 it did in training, it causes none (then see `discovery/block-reliance` and `discovery/triggers`). Misleads where one
@@ -15,7 +15,7 @@ object lies in the same tile as another that is rightly seen there. A mark sprea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -52,7 +52,8 @@ class Shortcuts(ProbeBase):
     Rows: one a wrong answer and part. answered: how many images got that answer. turned, control: whether the exchange
     with an image of a third class, and with another image wrongly answered so, turned the answer right. Value: share
     turned right, baseline: share in the control, effect: their difference times the share of the answers c that are
-    wrong, so how many of these answers the part gets wrong. p: McNemar, adjusted over the answers.
+    wrong, so how many of these answers the part gets wrong. p: McNemar, one-sided, twice the smaller of the two halves
+    that confirm each other's pick, adjusted over the answers.
     """
 
     name: ClassVar[str] = "discovery/shortcuts"
@@ -138,27 +139,45 @@ class Shortcuts(ProbeBase):
     def findings(self, table: Rows, context: Context) -> list[Finding]:
         if table.num_rows == 0:
             return []
-        picked: list[_Turn] = []
-        first, second = (table.filter(pc.equal(table["half"], half)) for half in ("discovery", "confirmation"))
+        found: list[tuple[_Turn, float]] = []
         for answer in pc.unique(table["answer"]).to_pylist():
-            of_first, of_second = (part.filter(pc.equal(part["answer"], answer)) for part in (first, second))
-            tried = [t for t in _turns(of_first) if t.n >= self.fewest and t.effect >= self.min_effect]
-            if tried:
-                # A corner lies in the frame and in the background: the smallest that does half of it is told.
-                most = max(t.effect for t in tried)
-                chosen = min((t for t in tried if t.effect >= most / 2), key=lambda t: (t.area, -t.effect))
-                picked += [t for t in _turns(of_second) if t.part == chosen.part and t.n >= self.fewest]
-        p_values = benjamini_hochberg([t.p_value for t in picked]).tolist()
+            of = table.filter(pc.equal(table["answer"], answer))
+            halves_of = [_turns(of.filter(pc.equal(of["half"], half)), 0.5) for half in ("discovery", "confirmation")]
+            picked = [self._picked(one) for one in halves_of]
+            confirmed = [
+                turn
+                for part, other in zip(picked, reversed(halves_of), strict=True)
+                for turn in other
+                if turn.part == part and turn.n >= self.fewest
+            ]
+            if not confirmed:
+                continue
+            best = min(confirmed, key=lambda turn: turn.p_value)
+            p_value = min(2 * best.p_value, 1.0)
+            if picked[0] == picked[1]:
+                best = next(turn for turn in _turns(of, 1.0) if turn.part == best.part)
+            found.append((best, p_value))
+        adjusted = benjamini_hochberg([p_value for _, p_value in found]).tolist()
+        told = [(turn, p_value) for (turn, _), p_value in zip(found, adjusted, strict=True)]
         return [
-            _finding(t, p, context)
-            for t, p in sorted(zip(picked, p_values, strict=True), key=lambda pair: -pair[0].effect)
-            if p <= LEVEL and t.effect >= self.min_effect
+            _finding(turn, p_value, context)
+            for turn, p_value in sorted(told, key=lambda pair: -pair[0].effect)
+            if p_value <= LEVEL and turn.effect >= self.min_effect
         ]
+
+    def _picked(self, turns: Sequence[_Turn]) -> str | None:
+        """The part that one half suspects, if any."""
+        tried = [turn for turn in turns if turn.n >= self.fewest and turn.effect >= self.min_effect]
+        if not tried:
+            return None
+        # A corner lies in the frame and in the background: the smallest that does half of the most is told.
+        most = max(turn.effect for turn in tried)
+        return min((turn for turn in tried if turn.effect >= most / 2), key=lambda turn: (turn.area, -turn.effect)).part
 
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]:
         if table.num_rows == 0:
             return []
-        turns = sorted(_turns(table), key=lambda t: t.control - t.rate)[:12]
+        turns = sorted(_turns(table, 1.0), key=lambda t: t.control - t.rate)[:12]
         caption = (
             "Share of all wrong answers examined that turn right when a part is exchanged for that of an image of a"
             " third class, with 95 % Wilson intervals; behind the name the share when it is exchanged for that of"
@@ -169,7 +188,8 @@ class Shortcuts(ProbeBase):
 
 
 class _Turn(NamedTuple):
-    """What the exchange of one part did to the wrong answers of a table. ids: those turned by it alone."""
+    """What the exchange of one part did to the wrong answers of a table. wrong: share of the answers that are wrong.
+    ids: those turned by it alone."""
 
     part: str
     answer: int
@@ -190,8 +210,10 @@ class _Turn(NamedTuple):
         return max(self.rate - self.control, 0.0) * self.wrong
 
 
-def _turns(table: Rows) -> list[_Turn]:
-    """One for each part. wrong: share of the answers that are wrong; of a table of one answer."""
+def _turns(table: Rows, share: float) -> list[_Turn]:
+    """One for each part of a table of one answer. share: of the images that the table is about, 0.5 for one half."""
+    if table.num_rows == 0:
+        return []
     found = []
     for part in pc.unique(table["part"]).to_pylist():
         of = table.filter(pc.equal(table["part"], part))
@@ -206,17 +228,12 @@ def _turns(table: Rows) -> list[_Turn]:
                 len(turned),
                 int(turned.sum()),
                 float(control.mean()),
-                _share_wrong(of),
-                mcnemar_exact(int(only.sum()), int(other.sum())),
+                min(of.num_rows / max(share * of["answered"][0].as_py(), 1.0), 1.0),
+                mcnemar_exact(int(only.sum()), int(other.sum()), "greater"),
                 tuple(ids[row] for row in np.flatnonzero(only)[:MOST_EVIDENCE].tolist()),
             )
         )
     return found
-
-
-def _share_wrong(of: Rows) -> float:
-    """Wrong answers over answers, both of one half: the halves are equal in number, so half of `answered`."""
-    return float(min(2 * of.num_rows / max(of["answered"][0].as_py(), 1), 1.0))
 
 
 def _finding(turn: _Turn, p_value: float, context: Context) -> Finding:

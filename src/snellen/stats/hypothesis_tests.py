@@ -25,15 +25,15 @@ def binomial_test(successes: int, n: int, p: float, alternative: Alternative = "
     return 1.0 if n == 0 else float(stats.binomtest(int(successes), int(n), p, alternative).pvalue)
 
 
-def mcnemar_exact(only_first_wrong: int, only_second_wrong: int) -> float:
-    """Exact two-sided test that two models (or two conditions) err equally often on the same samples.
+def mcnemar_exact(only_first_wrong: int, only_second_wrong: int, alternative: Alternative = "two-sided") -> float:
+    """Exact test that two models (or two conditions) err equally often on the same samples; "greater": the first more.
 
     Only the pairs that disagree count (McNemar, 1947); under the null each falls to either side with probability
     one half. 1 when nothing disagrees.
     """
     if min(only_first_wrong, only_second_wrong) < 0:
         raise InvalidInput(f"counts must not be negative, got {only_first_wrong} and {only_second_wrong}")
-    return binomial_test(only_first_wrong, only_first_wrong + only_second_wrong, 0.5)
+    return binomial_test(only_first_wrong, only_first_wrong + only_second_wrong, 0.5, alternative)
 
 
 def fisher_exact(s1: int, n1: int, s2: int, n2: int, alternative: Alternative = "two-sided") -> float:
