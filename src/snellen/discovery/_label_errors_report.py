@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snellen.discovery._label_errors_rows import Doubt, Pair, Whole
+from snellen.discovery._mislabelled_groups import MislabelledGroup
 from snellen.exhibits import Gallery, GalleryItem, Grid
 from snellen.probe import Finding
 
@@ -47,6 +48,25 @@ def pair_finding(pair: Pair, names: Sequence[str], doubts: Sequence[Doubt]) -> F
         subject={"class": label, "looks like": other},
         p_value=pair.p_value,
         evidence=here[:MOST_EVIDENCE],
+    )
+
+
+def group_finding(group: MislabelledGroup) -> Finding:
+    """A value of an attribute where wrong labels gather."""
+    return Finding(
+        kind="label-noise",
+        title=f"Labels look wrong above all where {group.attribute} = {group.group}: about {group.value:.1%} of"
+        f" {group.n} images beyond chance, against {max(group.elsewhere, 0):.1%} of the others; or the model is"
+        " confidently wrong there.",
+        metric="share of the group's labels that look wrong, beyond chance",
+        value=group.value,
+        baseline=group.elsewhere,
+        effect=max(group.value - group.elsewhere, 0.0),
+        ci=None if group.low is None or group.high is None else (group.low, group.high),
+        n=group.n,
+        subject={"attribute": group.attribute, "value": group.group},
+        p_value=group.p_value,
+        evidence=group.evidence,
     )
 
 
@@ -103,6 +123,19 @@ def pair_grid(pairs: Sequence[Pair], names: Sequence[str]) -> Grid:
         rows=[
             [names[p.label], names[p.sure_of], p.n, p.flagged, p.by_chance, p.value, p.low, p.high, p.p_value]
             for p in pairs[:MOST_LISTED]
+        ],
+    )
+
+
+def group_grid(groups: Sequence[MislabelledGroup]) -> Grid:
+    return Grid(
+        title="Groups in which labels look wrong",
+        caption=f"The {MOST_LISTED} surest groups; share: of the group's images, beyond chance, with its 95 % interval"
+        " where it is significant; p is adjusted for the whole search.",
+        columns=["attribute", "value", "n", "seen", "by chance", "share", "low", "high", "elsewhere", "p"],
+        rows=[
+            [g.attribute, g.group, g.n, g.flagged, g.by_chance, g.value, g.low, g.high, g.elsewhere, g.p_value]
+            for g in groups[:MOST_LISTED]
         ],
     )
 

@@ -1,7 +1,8 @@
-"""The table of the label-error probe: one row a sample, one for the whole, one a pair of label and sure class."""
+"""The table of the label-error probe: samples, the whole, pairs of label and sure class, groups."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from snellen.discovery._confident_learning import Labels
 from snellen.discovery._label_noise import Contradictions, expected_pairs, strength
+from snellen.discovery._mislabelled_groups import MislabelledGroup
 from snellen.probe import Rows
 from snellen.stats import bootstrap_bca, exceedance_p_value
 
@@ -20,7 +22,7 @@ LEVEL = 0.05
 
 SCHEMA = pa.schema(
     {
-        "part": pa.string(),  # "sample", "whole" or "pair"
+        "part": pa.string(),  # "sample", "whole", "pair" or "group"
         "id": pa.string(),
         "label": pa.int64(),
         "suggested": pa.int64(),
@@ -33,6 +35,10 @@ SCHEMA = pa.schema(
         "agreement": pa.float64(),
         "joint_share": pa.float64(),
         "judged": pa.bool_(),
+        "attribute": pa.string(),
+        "group": pa.string(),
+        "elsewhere": pa.float64(),
+        "evidence": pa.list_(pa.string()),
         "flagged": pa.int64(),
         "by_chance": pa.float64(),
         "value": pa.float64(),
@@ -89,10 +95,11 @@ class Doubt:
 
 
 class Stored(NamedTuple):
-    """doubts: the least probable label first. pairs: the largest excess first."""
+    """doubts: the least probable label first. pairs: the largest excess first. groups: the surest first."""
 
     whole: Whole
     pairs: list[Pair]
+    groups: list[MislabelledGroup]
     doubts: list[Doubt]
     issues: int
 
@@ -140,8 +147,11 @@ def pairs_of(labels: Labels, found: Contradictions, rng: np.random.Generator) ->
     return pairs
 
 
-def to_rows(samples: pa.Table, whole: Whole, pairs: list[Pair]) -> Rows:
+def to_rows(
+    samples: pa.Table, whole: Whole, pairs: Sequence[Pair] = (), groups: Sequence[MislabelledGroup] = ()
+) -> Rows:
     records = [{"part": "whole", **asdict(whole)}, *({"part": "pair", **asdict(pair)} for pair in pairs)]
+    records += [{"part": "group", **asdict(group)} for group in groups]
     samples = samples.add_column(0, "part", pa.array(["sample"] * samples.num_rows))
     empty = {field.name: pa.nulls(samples.num_rows, field.type) for field in SCHEMA}
     filled = empty | {name: samples[name] for name in samples.column_names}
@@ -152,11 +162,18 @@ def from_rows(table: Rows) -> Stored:
     """Raises ValueError on an empty table."""
     part = table["part"]
     (whole,) = table.filter(pc.equal(part, "whole")).to_pylist()
-    pairs = table.filter(pc.equal(part, "pair")).to_pylist()
+    pairs, groups = (table.filter(pc.equal(part, kind)).to_pylist() for kind in ("pair", "group"))
     doubts = table.filter(pc.fill_null(table["confirmed"], False)).to_pylist()
     return Stored(
         Whole(**{field.name: whole[field.name] for field in fields(Whole)}),
         [Pair(**{field.name: row[field.name] for field in fields(Pair)}) for row in pairs],
+        [
+            MislabelledGroup(
+                **{field.name: row[field.name] for field in fields(MislabelledGroup)}
+                | {"evidence": tuple(row["evidence"])}
+            )
+            for row in groups
+        ],
         sorted(
             (Doubt(**{field.name: row[field.name] for field in fields(Doubt)}) for row in doubts),
             key=lambda doubt: (doubt.self_confidence, doubt.id),

@@ -33,6 +33,8 @@ from snellen.discovery._confident_learning import (
 )
 from snellen.discovery._label_errors_report import (
     gallery,
+    group_finding,
+    group_grid,
     measure_grid,
     pair_finding,
     pair_grid,
@@ -41,16 +43,19 @@ from snellen.discovery._label_errors_report import (
 )
 from snellen.discovery._label_errors_rows import LEVEL, SCHEMA, Whole, from_rows, pairs_of, to_rows, whole_of
 from snellen.discovery._label_noise import contradictions
+from snellen.discovery._mislabelled_groups import mislabelled_groups
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
 from snellen.probe import Context, Finding, ProbeBase, Rows, Scope, register, rows
 from snellen.randomness import derive_seed
 from snellen.scores import read_scores
-from snellen.stats import needed_samples
+from snellen.stats import attribute_groups, needed_samples
 
 FEWEST_SAMPLES = 30
 TELLING_SHARE = 0.05
+MORE = 0.02
+"""Share of wrong labels that a group must have more than the others to be told."""
 BETTER_THAN_CHANCE = 1.5
 """A model right less often than this times 1 / K knows nothing about the labels."""
 
@@ -58,13 +63,14 @@ BETTER_THAN_CHANCE = 1.5
 @register
 @dataclass(frozen=True)
 class LabelErrors(ProbeBase):
-    """Labels in doubt, their number, and the pairs of classes that were exchanged.
+    """Labels in doubt, their number, the pairs of classes that were exchanged, and the groups in which they gather.
 
     Rows of part "sample": label, suggested label (the answer), self-confidence, normalised margin (both 0 to 1, low is
     suspicious), issue (flagged by `rule` on all images), sure_of (class the model is sure of by the other half's
     thresholds, -1 none), confirmed (it contradicts the label). Value and effect: share of labels that are confirmed
     contradictions beyond chance; a wrong label on an image that the model is unsure of is not counted, so it is
-    rather too low. Of a pair, the share of that label's images; p-values of pairs hold for the whole search.
+    rather too low. Of a pair, the share of that label's images; of a group (a value of an attribute), the share of its
+    images, and effect is what it has more than the others. p-values of pairs and groups hold for the whole search.
     """
 
     name: ClassVar[str] = "discovery/label-errors"
@@ -73,13 +79,14 @@ class LabelErrors(ProbeBase):
     access: ClassVar[Access] = Access.SCORES
     scope: ClassVar[Scope] = Scope.ANALYSIS
     needs: ClassVar[tuple[str, ...]] = ("predictions",)
+    version: ClassVar[int] = 2
 
     rule: Rule = "prune_by_noise_rate"
     """Which labels are listed as issues; see `find_label_issues`."""
     draws: int = 999
     """Simulated labellings, at least 99."""
     max_findings: int = 10
-    """At most so many pairs, the largest excess first; at least 1."""
+    """At most so many pairs and so many groups; at least 1."""
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -110,21 +117,30 @@ class LabelErrors(ProbeBase):
 
         first = np.array([derive_seed("label-errors", sample_id) % 2 == 0 for sample_id in ids])
         if min(first.sum(), (~first).sum()) < FEWEST_SAMPLES // 3 or agreement < BETTER_THAN_CHANCE / p.shape[1]:
-            return to_rows(samples, Whole(len(labels), agreement, joint_share), [])
+            return to_rows(samples, Whole(len(labels), agreement, joint_share))
         rng = context.random(self.name)
         found = contradictions(labels, logits, first, rng, self.draws)
         for name, values in (("sure_of", found.sure_of), ("confirmed", found.flagged)):
             samples = samples.append_column(name, pa.array(values))
-        return to_rows(samples, whole_of(found, agreement, joint_share, rng), pairs_of(labels, found, rng))
+        whole, pairs = whole_of(found, agreement, joint_share, rng), pairs_of(labels, found, rng)
+        groupings = attribute_groups(samples["id"], context.samples, context.attributes)
+        chance, doubt = found.chance.sum(axis=1), -self_confidence(labels, p)
+        groups = mislabelled_groups(ids, found.flagged, chance, doubt, groupings, rng)
+        return to_rows(samples, whole, pairs, groups)
 
     def findings(self, table: Rows, context: Context) -> list[Finding]:
         if table.num_rows == 0:
             return []
-        whole, pairs, doubts, _ = from_rows(table)
+        whole, pairs, groups, doubts, _ = from_rows(table)
         if whole.judged and whole.p_value <= LEVEL:
             significant = [pair for pair in pairs if pair.p_value <= LEVEL][: self.max_findings]
+            gathered = [group for group in groups if group.p_value <= LEVEL and group.value - group.elsewhere >= MORE]
             names = context.spec.class_names
-            return [whole_finding(whole, doubts), *(pair_finding(pair, names, doubts) for pair in significant)]
+            return [
+                whole_finding(whole, doubts),
+                *(pair_finding(pair, names, doubts) for pair in significant),
+                *(group_finding(group) for group in gathered[: self.max_findings]),
+            ]
         right = max(1 - whole.by_chance / whole.n, TELLING_SHARE)
         needed = max(FEWEST_SAMPLES, needed_samples(TELLING_SHARE, right))
         enough = whole.judged and whole.n >= needed
@@ -133,9 +149,11 @@ class LabelErrors(ProbeBase):
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]:
         if table.num_rows == 0:
             return []
-        whole, pairs, doubts, issues = from_rows(table)
+        whole, pairs, groups, doubts, issues = from_rows(table)
         names = context.spec.class_names
         shown: list[Exhibit] = [measure_grid(whole, issues, self.rule)]
         if pairs:
             shown.append(pair_grid(pairs, names))
+        if groups:
+            shown.append(group_grid(groups))
         return [*shown, gallery(doubts, names)] if doubts else shown
