@@ -132,6 +132,7 @@ class LabelErrors(ProbeBase):
         if table.num_rows == 0:
             return []
         whole, pairs, groups, doubts, _ = from_rows(table)
+        # Pairs and groups only then: alone they find the pairs on which a weak model with true labels is overconfident.
         if whole.judged and whole.p_value <= LEVEL:
             significant = [pair for pair in pairs if pair.p_value <= LEVEL][: self.max_findings]
             gathered = [group for group in groups if group.p_value <= LEVEL and group.value - group.elsewhere >= MORE]
