@@ -95,7 +95,7 @@ def struck(case: Case, made: DemoImages) -> np.ndarray:
 
 
 def table(told: Mapping[Case, Told]) -> tuple[list[list[str]], str]:
-    """Rows of named / run by fault and strength, and a sentence on healthy networks and time."""
+    """Rows of named / run by fault and strength, without faults not run, and a sentence on healthy networks and time."""
     named = {
         case: any(names(case, statement, made) for statement in told[case].statements)
         for case in told
@@ -112,7 +112,8 @@ def table(told: Mapping[Case, Told]) -> tuple[list[list[str]], str]:
                 if case.strength == strength and (family == "all" or (case.family_name, case.fault) == (family, fault))
             ]
             cells.append(f"{sum(of)} / {len(of)}" if of else "not run")
-        rows.append([f"{family}, {fault}" if fault else family, *cells])
+        if set(cells) != {"not run"}:
+            rows.append([f"{family}, {fault}" if fault else family, *cells])
     return rows, _of_healthy(told)
 
 
