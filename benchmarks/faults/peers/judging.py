@@ -95,7 +95,7 @@ def struck(case: Case, made: DemoImages) -> np.ndarray:
 
 
 def table(told: Mapping[Case, Told]) -> tuple[list[list[str]], str]:
-    """Rows of named / run by fault and strength, of faults that were run, and a sentence on healthy networks and time."""
+    """Rows of named / run, by fault and strength, of what was run, and a sentence on healthy networks and time."""
     named = {
         case: any(names(case, statement, made) for statement in told[case].statements)
         for case in told
