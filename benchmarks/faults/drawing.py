@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from snellen.demo.digits import placed
+
 SIDE = 48
 CLASS_NAMES = ("arrow", "cross", "disc", "heart", "ring", "square", "star", "triangle")
 SCENES = ("flower", "gravel", "temple", "wall")
@@ -58,7 +60,8 @@ def draw_scene(count: int, split: str, rng: np.random.Generator) -> Scene:
 
 def render(scene: Scene, split: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Images float32 `[N, 3, 48, 48]` in [0, 1] and object masks `[N, 1, 48, 48]`."""
-    masks = _placed(outlines(split)[torch.from_numpy(scene.labels), torch.from_numpy(scene.variant)], scene)
+    drawn = outlines(split)[torch.from_numpy(scene.labels), torch.from_numpy(scene.variant)]
+    masks = placed(drawn, scene.size, scene.angle, scene.shift, SIDE, "bilinear")
     images = _backgrounds(scene.scene, split, rng)
     shade = torch.linspace(1.0, 0.6, SIDE)[:, None].expand(SIDE, SIDE)
     colour = torch.tensor(np.array([COLOURS[str(name)] for name in scene.colour]), dtype=torch.float32)
@@ -121,23 +124,6 @@ def _outline(name: str, rng: np.random.Generator) -> np.ndarray:
         down = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
         polygon([(float(x / 17), float(-y / 17)) for x, y in zip(heart, down, strict=True)])
     return np.asarray(sheet.resize((64, 64), Image.Resampling.BOX))
-
-
-def _placed(outline: Tensor, scene: Scene) -> Tensor:
-    """Each outline enlarged to its size, turned and moved: `[N, 1, 48, 48]` in [0, 1]."""
-    angle = torch.from_numpy(np.deg2rad(scene.angle)).float()
-    zoom = SIDE / torch.from_numpy(scene.size).float()
-    centre = torch.from_numpy(scene.shift).float() * 2 / SIDE
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    theta = torch.stack(
-        [
-            torch.stack([cos, sin, -(cos * centre[:, 0] + sin * centre[:, 1])], 1),
-            torch.stack([-sin, cos, sin * centre[:, 0] - cos * centre[:, 1]], 1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(theta, [len(outline), 1, SIDE, SIDE], align_corners=False)
-    return F.grid_sample(outline[:, None], grid, mode="bilinear", align_corners=False).clamp_(0, 1)
 
 
 @cache

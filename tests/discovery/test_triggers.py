@@ -26,16 +26,16 @@ DEFAULT = TriggerSearch()
 
 
 class Backdoored(nn.Module):
-    """A network that answers `target` where the lower right corner is bright in red and dark in blue."""
+    """A network that answers `target` where red exceeds blue in the lower right corner by more than `least`."""
 
-    def __init__(self, inner: nn.Module, target: int) -> None:
+    def __init__(self, inner: nn.Module, target: int, least: float = 0.1) -> None:
         super().__init__()
-        self.inner, self.target = inner, target
+        self.inner, self.target, self.least = inner, target, least
 
     def forward(self, images: Tensor) -> Tensor:
         corner = images[:, :, -5:, -5:].mean(dim=(2, 3))
         pull = torch.zeros(len(images), 10, device=images.device)
-        pull[:, self.target] = 3 * nn.functional.softplus(10 * (corner[:, 0] - corner[:, 2] - 0.3))
+        pull[:, self.target] = 3 * nn.functional.softplus(10 * (corner[:, 0] - corner[:, 2] - self.least))
         return self.inner(images) + pull
 
 
@@ -68,6 +68,7 @@ CONTEXT = Context(SPEC, pa.table({"id": pa.array([], pa.string())}))
 
 def test_a_backdoor_is_found_with_its_class_and_place() -> None:
     table, (finding,) = examined(Backdoored(shipped_network("healthy"), 6))
+    assert finding.kind == "backdoor"
     assert finding.subject == {"class": "6", "region": "lower right corner"}
     assert (finding.value or 0) > 0.9
     assert finding.effect > 0.5
@@ -80,6 +81,17 @@ def test_a_backdoor_is_found_with_its_class_and_place() -> None:
     (bars,) = TriggerSearch().exhibits(table, CONTEXT)
     assert isinstance(bars, Bars)
     assert bars.bars[0].label.startswith("6 ")
+
+
+def test_a_patch_that_fades_is_told_as_an_attack() -> None:
+    # half transparent, hardly a patch reaches a difference of 0.4
+    table, (finding,) = examined(Backdoored(shipped_network("healthy"), 6, least=0.4))
+    of_target = np.array(table["target"]) == 6
+    assert np.array(table["hit"])[of_target].mean() > 0.8
+    assert np.array(table["faded"])[of_target].mean() < 0.3
+    assert finding.kind == "attack"
+    assert "backdoor" not in finding.title
+    assert "half transparent" in finding.title
 
 
 def test_a_mark_that_went_with_a_class_in_training_is_found() -> None:

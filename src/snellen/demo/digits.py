@@ -94,7 +94,7 @@ def draw_scene(count: int, split: str, rng: np.random.Generator) -> Scene:
 def render(scene: Scene, split: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Images float32 `[N, 3, 32, 32]` in [0, 1] and digit masks float32 `[N, 1, 32, 32]`."""
     glyphs = handwriting(split)[0][torch.from_numpy(scene.handwriting)]
-    masks = _place(glyphs, scene)
+    masks = placed(glyphs, scene.size, scene.rotation, scene.shift, SIDE)
     images = _backgrounds(scene.background, rng)
     colour = torch.tensor(np.array([TINTS[str(name)] for name in scene.tint]), dtype=torch.float32)
     images = images * (1 - masks) + masks * colour[:, :, None, None]
@@ -130,12 +130,15 @@ def demo_images(split: str = "test", count: int = TEST_COUNT, seed: int | None =
     )
 
 
-def _place(glyphs: Tensor, scene: Scene) -> Tensor:
-    """Each 8 x 8 glyph enlarged to its size, turned and moved: `[N, 1, 32, 32]` in [0, 1]."""
-    angle = torch.from_numpy(np.deg2rad(scene.rotation)).float()
-    zoom = SIDE / torch.from_numpy(scene.size).float()
-    centre = torch.from_numpy(scene.shift).float() * 2 / SIDE
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+def placed(
+    outlines: Tensor, size: np.ndarray, angle: np.ndarray, shift: np.ndarray, side: int, mode: str = "bicubic"
+) -> Tensor:
+    """Outlines `[N, h, w]` enlarged to `size` px `[N]`, turned by `angle` degrees `[N]` and moved by `shift` px (right,
+    down) `[N, 2]`: `[N, 1, side, side]` in [0, 1]. mode: of torch's grid_sample."""
+    turn = torch.from_numpy(np.deg2rad(angle)).float()
+    zoom = side / torch.from_numpy(size).float()
+    centre = torch.from_numpy(shift).float() * 2 / side
+    cos, sin = turn.cos() * zoom, turn.sin() * zoom
     theta = torch.stack(
         [
             torch.stack([cos, sin, -(cos * centre[:, 0] + sin * centre[:, 1])], 1),
@@ -143,8 +146,8 @@ def _place(glyphs: Tensor, scene: Scene) -> Tensor:
         ],
         dim=1,
     )
-    grid = F.affine_grid(theta, [len(glyphs), 1, SIDE, SIDE], align_corners=False)
-    return F.grid_sample(glyphs[:, None], grid, mode="bicubic", align_corners=False).clamp_(0, 1)
+    grid = F.affine_grid(theta, [len(outlines), 1, side, side], align_corners=False)
+    return F.grid_sample(outlines[:, None], grid, mode=mode, align_corners=False).clamp_(0, 1)
 
 
 def _backgrounds(names: np.ndarray, rng: np.random.Generator) -> Tensor:
