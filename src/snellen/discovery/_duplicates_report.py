@@ -107,7 +107,7 @@ def label_finding(whole: Read, names: Sequence[str]) -> Finding | None:
         value=wrong / n,
         baseline=0.0,
         effect=wrong / n,
-        ci=wilson(wrong, n),
+        ci=(wrong / n, wilson(wrong, n).high),  # of these images the count is exact: at least so many
         n=n,
         evidence=whole.named(np.concatenate(apart)[:MOST_EVIDENCE]),
     )
