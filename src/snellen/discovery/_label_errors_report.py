@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from snellen.discovery._label_errors_rows import Doubt, Pair, Whole
 from snellen.discovery._mislabelled_groups import MislabelledGroup
+from snellen.discovery._sure_mistakes import ORDINARY, SureMistakes
 from snellen.exhibits import Gallery, GalleryItem, Grid
 from snellen.probe import Finding
 
@@ -48,6 +49,26 @@ def pair_finding(pair: Pair, names: Sequence[str], doubts: Sequence[Doubt]) -> F
         subject={"class": label, "looks like": other},
         p_value=pair.p_value,
         evidence=here[:MOST_EVIDENCE],
+    )
+
+
+def sure_finding(pair: SureMistakes, names: Sequence[str]) -> Finding:
+    """One label on which the model errs as surely as it is right."""
+    label, other = names[pair.label], names[pair.sure_of]
+    return Finding(
+        kind="label-noise",
+        title=f"Of {pair.n} images labelled {label}, {pair.flagged} are answered {other} as surely as images of {other}"
+        f" are: either about {pair.value * pair.n:.0f} of these labels are wrong, or the model has learnt a wrong rule"
+        " for them; look at them.",
+        metric="share of the label's images that are surely answered as the other class",
+        value=pair.value,
+        baseline=0.0,
+        effect=pair.value,
+        ci=(pair.low, pair.high),
+        n=pair.n,
+        subject={"class": label, "looks like": other},
+        p_value=pair.p_value,
+        evidence=pair.evidence,
     )
 
 
@@ -122,6 +143,20 @@ def pair_grid(pairs: Sequence[Pair], names: Sequence[str]) -> Grid:
         columns=["label", "looks like", "images of the label", "seen", "by chance", "share", "low", "high", "p"],
         rows=[
             [names[p.label], names[p.sure_of], p.n, p.flagged, p.by_chance, p.value, p.low, p.high, p.p_value]
+            for p in pairs[:MOST_LISTED]
+        ],
+    )
+
+
+def sure_grid(pairs: Sequence[SureMistakes], names: Sequence[str]) -> Grid:
+    return Grid(
+        title="Mistakes as sure as right answers",
+        caption="Area: how well the margin tells these mistakes from right answers of the same class (0.5 not at all;"
+        f" mistakes of a model's own usually have {ORDINARY:g} or more). Share: of the label's images, what is more"
+        " than such mistakes; p is adjusted for all pairs.",
+        columns=["label", "answered", "images of the label", "seen", "area", "share", "low", "high", "p"],
+        rows=[
+            [names[p.label], names[p.sure_of], p.n, p.flagged, p.area, p.value, p.low, p.high, p.p_value]
             for p in pairs[:MOST_LISTED]
         ],
     )

@@ -1,10 +1,10 @@
-"""The table of the label-error probe: samples, the whole, pairs of label and sure class, groups."""
+"""The table of the label-error probe: samples, the whole, pairs of label and sure class, sure mistakes, groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from snellen.discovery._confident_learning import Labels
 from snellen.discovery._label_noise import Contradictions, expected_pairs, strength
 from snellen.discovery._mislabelled_groups import MislabelledGroup
+from snellen.discovery._sure_mistakes import SureMistakes
 from snellen.probe import Rows
 from snellen.stats import bootstrap_bca, exceedance_p_value
 
@@ -22,7 +23,7 @@ LEVEL = 0.05
 
 SCHEMA = pa.schema(
     {
-        "part": pa.string(),  # "sample", "whole", "pair" or "group"
+        "part": pa.string(),  # "sample", "whole", "pair", "sure" or "group"
         "id": pa.string(),
         "label": pa.int64(),
         "suggested": pa.int64(),
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         "attribute": pa.string(),
         "group": pa.string(),
         "elsewhere": pa.float64(),
+        "area": pa.float64(),
         "evidence": pa.list_(pa.string()),
         "flagged": pa.int64(),
         "by_chance": pa.float64(),
@@ -95,13 +97,17 @@ class Doubt:
 
 
 class Stored(NamedTuple):
-    """doubts: the least probable label first. pairs: the largest excess first. groups: the surest first."""
+    """doubts: the least probable label first. pairs, sure: the largest share first. groups: the surest first."""
 
     whole: Whole
     pairs: list[Pair]
+    sure: list[SureMistakes]
     groups: list[MislabelledGroup]
     doubts: list[Doubt]
     issues: int
+
+
+Kind = TypeVar("Kind", Whole, Pair, SureMistakes, MislabelledGroup)
 
 
 def whole_of(found: Contradictions, agreement: float, joint_share: float, rng: np.random.Generator) -> Whole:
@@ -148,10 +154,15 @@ def pairs_of(labels: Labels, found: Contradictions, rng: np.random.Generator) ->
 
 
 def to_rows(
-    samples: pa.Table, whole: Whole, pairs: Sequence[Pair] = (), groups: Sequence[MislabelledGroup] = ()
+    samples: pa.Table,
+    whole: Whole,
+    pairs: Sequence[Pair] = (),
+    sure: Sequence[SureMistakes] = (),
+    groups: Sequence[MislabelledGroup] = (),
 ) -> Rows:
-    records = [{"part": "whole", **asdict(whole)}, *({"part": "pair", **asdict(pair)} for pair in pairs)]
-    records += [{"part": "group", **asdict(group)} for group in groups]
+    told = [("whole", whole), *(("pair", pair) for pair in pairs)]
+    told += [*(("sure", pair) for pair in sure), *(("group", group) for group in groups)]
+    records = [{"part": part, **asdict(one)} for part, one in told]
     samples = samples.add_column(0, "part", pa.array(["sample"] * samples.num_rows))
     empty = {field.name: pa.nulls(samples.num_rows, field.type) for field in SCHEMA}
     filled = empty | {name: samples[name] for name in samples.column_names}
@@ -160,20 +171,21 @@ def to_rows(
 
 def from_rows(table: Rows) -> Stored:
     """Raises ValueError on an empty table."""
-    part = table["part"]
-    (whole,) = table.filter(pc.equal(part, "whole")).to_pylist()
-    pairs, groups = (table.filter(pc.equal(part, kind)).to_pylist() for kind in ("pair", "group"))
+
+    def read(part: str, kind: type[Kind]) -> list[Kind]:
+        records = table.filter(pc.equal(table["part"], part)).to_pylist()
+        names = [field.name for field in fields(kind)]
+        return [
+            kind(**{name: tuple(row[name]) if name == "evidence" else row[name] for name in names}) for row in records
+        ]
+
+    (whole,) = read("whole", Whole)
     doubts = table.filter(pc.fill_null(table["confirmed"], False)).to_pylist()
     return Stored(
-        Whole(**{field.name: whole[field.name] for field in fields(Whole)}),
-        [Pair(**{field.name: row[field.name] for field in fields(Pair)}) for row in pairs],
-        [
-            MislabelledGroup(
-                **{field.name: row[field.name] for field in fields(MislabelledGroup)}
-                | {"evidence": tuple(row["evidence"])}
-            )
-            for row in groups
-        ],
+        whole,
+        read("pair", Pair),
+        read("sure", SureMistakes),
+        read("group", MislabelledGroup),
         sorted(
             (Doubt(**{field.name: row[field.name] for field in fields(Doubt)}) for row in doubts),
             key=lambda doubt: (doubt.self_confidence, doubt.id),

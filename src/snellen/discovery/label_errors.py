@@ -4,7 +4,9 @@ Confident learning (Northcutt et al., 2021). The model is sure of a class where 
 has on images of that class. Where it is sure of another class than the label names, the label is in doubt; the counts
 of such pairs, scaled to the labels, estimate the joint distribution of given and true labels, and that says how many
 labels of each pair to suspect. Here a statement is made only on what a calibrated model would not show by chance (see
-`_label_noise.py`), with thresholds and calibration from the half of the images that is not judged.
+`_label_noise.py`), with thresholds and calibration from the half of the images that is not judged. A pair of classes
+that a calibration takes for a habit of the model is still told where the model errs as surely as it is right
+(`_sure_mistakes.py`).
 
 Misleads (1) on images the model was trained on: it may have learnt the wrong labels by heart and then finds none, so
 the predictions must be out of sample (other images, or cross-validation), which no table of scores can tell; (2) where
@@ -38,12 +40,15 @@ from snellen.discovery._label_errors_report import (
     measure_grid,
     pair_finding,
     pair_grid,
+    sure_finding,
+    sure_grid,
     unjudged_finding,
     whole_finding,
 )
 from snellen.discovery._label_errors_rows import LEVEL, SCHEMA, Whole, from_rows, pairs_of, to_rows, whole_of
 from snellen.discovery._label_noise import contradictions
 from snellen.discovery._mislabelled_groups import mislabelled_groups
+from snellen.discovery._sure_mistakes import sure_mistakes
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
@@ -79,7 +84,7 @@ class LabelErrors(ProbeBase):
     access: ClassVar[Access] = Access.SCORES
     scope: ClassVar[Scope] = Scope.ANALYSIS
     needs: ClassVar[tuple[str, ...]] = ("predictions",)
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     rule: Rule = "prune_by_noise_rate"
     """Which labels are listed as issues; see `find_label_issues`."""
@@ -126,22 +131,27 @@ class LabelErrors(ProbeBase):
         groupings = attribute_groups(samples["id"], context.samples, context.attributes)
         chance, doubt = found.chance.sum(axis=1), -self_confidence(labels, p)
         groups = mislabelled_groups(ids, found.flagged, chance, doubt, groupings, rng)
-        return to_rows(samples, whole, pairs, groups)
+        return to_rows(samples, whole, pairs, sure_mistakes(ids, labels, logits), groups)
 
     def findings(self, table: Rows, context: Context) -> list[Finding]:
         if table.num_rows == 0:
             return []
-        whole, pairs, groups, doubts, _ = from_rows(table)
+        whole, pairs, sure, groups, doubts, _ = from_rows(table)
+        names, found = context.spec.class_names, []
         # Pairs and groups only then: alone they find the pairs on which a weak model with true labels is overconfident.
         if whole.judged and whole.p_value <= LEVEL:
             significant = [pair for pair in pairs if pair.p_value <= LEVEL][: self.max_findings]
             gathered = [group for group in groups if group.p_value <= LEVEL and group.value - group.elsewhere >= MORE]
-            names = context.spec.class_names
-            return [
+            found = [
                 whole_finding(whole, doubts),
                 *(pair_finding(pair, names, doubts) for pair in significant),
                 *(group_finding(group) for group in gathered[: self.max_findings]),
             ]
+            told = {(pair.label, pair.sure_of) for pair in significant}
+            sure = [pair for pair in sure if (pair.label, pair.sure_of) not in told]
+        found += [sure_finding(pair, names) for pair in sure[: self.max_findings]]
+        if found:
+            return found
         right = max(1 - whole.by_chance / whole.n, TELLING_SHARE)
         needed = max(FEWEST_SAMPLES, needed_samples(TELLING_SHARE, right))
         enough = whole.judged and whole.n >= needed
@@ -150,11 +160,13 @@ class LabelErrors(ProbeBase):
     def exhibits(self, table: Rows, context: Context) -> list[Exhibit]:
         if table.num_rows == 0:
             return []
-        whole, pairs, groups, doubts, issues = from_rows(table)
+        whole, pairs, sure, groups, doubts, issues = from_rows(table)
         names = context.spec.class_names
         shown: list[Exhibit] = [measure_grid(whole, issues, self.rule)]
         if pairs:
             shown.append(pair_grid(pairs, names))
+        if sure:
+            shown.append(sure_grid(sure, names))
         if groups:
             shown.append(group_grid(groups))
         return [*shown, gallery(doubts, names)] if doubts else shown
