@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from snellen.discovery._contingency import SAMPLES_A_COLUMN
-from snellen.discovery._subgroup_rows import Row
+from snellen.discovery._subgroup_rows import FINER, Row
 from snellen.exhibits import Bar, Bars, Grid
 from snellen.probe import Finding
 from snellen.stats import needed_samples, wilson
@@ -15,7 +15,8 @@ TELLING_DROP = 0.2
 
 
 def group_finding(row: Row) -> Finding:
-    rest = row.rest_accuracy or 0.0
+    rest, low, high = row.rest_accuracy or 0.0, *wilson(row.correct, row.n)
+    others = f"for the others of class {row.value}" if row.name == FINER else "elsewhere"
     where = " and ".join(f"{key} = {value}" for key, value in row.where.items())
     subject = {"class": row.where["class"]} if "class" in row.where else {}
     for suffix, (key, value) in zip(
@@ -24,14 +25,15 @@ def group_finding(row: Row) -> Finding:
         subject |= {f"attribute{suffix}": key, f"value{suffix}": value}
     return Finding(
         kind="subgroup",
-        title=f"Accuracy is {row.accuracy:.2f} where {where} (n = {row.n}), against {rest:.2f} elsewhere.",
+        title=f"Accuracy is {row.accuracy:.2f} where {where} (n = {row.n}), against {rest:.2f} {others}.",
         metric="accuracy",
         value=row.accuracy,
         baseline=rest,
         effect=rest - row.accuracy,
-        ci=wilson(row.correct, row.n),
+        ci=(low, high if row.high is None else row.high),
         n=row.n,
         subject=subject,
+        measured=("value",) if row.name == FINER else (),
         p_value=row.p_value,
         evidence=row.evidence,
     )

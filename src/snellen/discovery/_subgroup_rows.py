@@ -13,6 +13,9 @@ from snellen.discovery._subgroups import Subgroup
 from snellen.probe import Rows
 from snellen.stats import Grouping
 
+FINER = "within its class"
+"""Name of groups whose cut was searched, so that the value differs from data to data."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -79,7 +82,7 @@ def from_rows(table: Rows) -> list[Row]:
     return [Row(**{**record, "evidence": tuple(record["evidence"])}) for record in table.to_pylist()]
 
 
-def group_row(group: Subgroup, evidence: tuple[str, ...]) -> Row:
+def group_row(group: Subgroup, evidence: tuple[str, ...], name: str | None = None) -> Row:
     (key, value), *second = group.where
     second_key, second_value = second[0] if second else (None, None)
     return Row(
@@ -94,6 +97,8 @@ def group_row(group: Subgroup, evidence: tuple[str, ...]) -> Row:
         group.rest_correct,
         group.p_value,
         reported=group.reported,
+        name=name,
+        high=group.high,
         evidence=evidence,
     )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,8 @@ class Subgroup:
     rows: Codes
     """Which samples, as indices; empty where the search against chance was not passed."""
     reported: bool = False
+    high: float | None = None
+    """Upper end of the accuracy's interval where it was widened for the search."""
 
     @property
     def accuracy(self) -> float:
@@ -95,7 +98,7 @@ def search(
     for kind in (singles, pairs):
         chance = _largest_by_chance(kind, wrong, min_count, rng, permutations)
         for dimension in kind:
-            statistic = _statistic(dimension.wrong, dimension.n, wrong.mean())
+            statistic = deviance(dimension.wrong, dimension.n, wrong.mean())
             reached = len(chance) - np.searchsorted(chance, statistic - 1e-9, side="left")
             p_values = np.minimum(2 * (1 + reached) / (1 + len(chance)), 1.0)
             for cell in np.flatnonzero(dimension.n >= min_count).tolist():
@@ -119,7 +122,7 @@ def _counted(keys: tuple[str, ...], codes: Codes, values: tuple[tuple[str, ...],
     return Dimension(keys, codes, n, bad, values)
 
 
-def _statistic(wrong: Codes, n: Codes, rate: float) -> NDArray[np.float64]:
+def deviance(wrong: NDArray[Any], n: Codes, rate: float) -> NDArray[np.float64]:
     """Signed root of twice the binomial log-likelihood ratio of wrong / n against `rate`; positive for more errors."""
     size = np.maximum(n, 1)
     share = wrong / size
@@ -155,7 +158,7 @@ def _largest_by_chance(
         rows = rng.choice(n, placed, replace=False, shuffle=False)
         counts = np.bincount(cells[rows].ravel(), minlength=len(sizes))
         bad = counts if place_wrong else sizes - counts
-        largest[k] = _statistic(bad[large], sizes[large], rate).max()
+        largest[k] = deviance(bad[large], sizes[large], rate).max()
     return np.sort(largest)
 
 

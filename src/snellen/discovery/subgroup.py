@@ -1,13 +1,15 @@
 """For which groups of images does the model fail, and do its answers depend on what should not matter?
 
 Worst groups over single attributes, pairs of attributes, and class x attribute value, guarded against chance by a
-permutation of the whole search and against restating a parent group (see `_subgroups.py`). Beside it SkewSize (2024):
+permutation of the whole search and against restating a parent group (see `_subgroups.py`), and the worst part of each
+class by finer cuts (see `_within_class.py`). Beside it SkewSize (2024):
 whether, given the true class, *which* answer is given depends on the attribute, which no accuracy shows (see
 `_skewsize.py`). Misleads where an attribute goes together with the true cause, and by silence where groups are small.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,6 +28,7 @@ from snellen.discovery._subgroup_report import (
     v_bars,
 )
 from snellen.discovery._subgroup_rows import (
+    FINER,
     Row,
     from_rows,
     group_row,
@@ -34,7 +37,8 @@ from snellen.discovery._subgroup_rows import (
     smallest_row,
     to_rows,
 )
-from snellen.discovery._subgroups import LEVEL, search
+from snellen.discovery._subgroups import LEVEL, Subgroup, search
+from snellen.discovery._within_class import FEWEST, number_columns, within_classes
 from snellen.errors import InvalidInput
 from snellen.exhibits import Exhibit
 from snellen.models import Access
@@ -44,6 +48,8 @@ from snellen.stats import Grouping, attribute_groups, benjamini_hochberg
 
 MOST_EVIDENCE = 12
 MOST_LISTED = 30
+MUCH_MORE = 1.5
+"""A finer cut is told beside groups of the same class and attribute if it holds so many times their images."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Answers:
         return tuple(Texts(self.ids)[row] for row in first.tolist())
 
 
+def _about(group: Subgroup) -> tuple[str, ...]:
+    """The class, if there is one, and the attributes; not their values."""
+    return tuple(value if key == "class" else key for key, value in group.where)
+
+
 @register
 @dataclass(frozen=True)
 class SubgroupAnalysis(ProbeBase):
@@ -86,6 +97,7 @@ class SubgroupAnalysis(ProbeBase):
     access: ClassVar[Access] = Access.LABELS
     scope: ClassVar[Scope] = Scope.ANALYSIS
     needs: ClassVar[tuple[str, ...]] = ("predictions",)
+    version: ClassVar[int] = 2
 
     bins: int = 5
     """Quantile bins for a number with many values, at least 2."""
@@ -119,20 +131,22 @@ class SubgroupAnalysis(ProbeBase):
         right = answers.labels == answers.predicted
         attributes = attribute_groups(answers.ids, context.samples, context.attributes, self.bins)
         rng = context.random(self.name)
-        groups = search(
-            Grouping(answers.labels, context.spec.class_names),
-            attributes,
-            right,
-            rng,
-            self.min_group,
-            self.min_effect,
-            self.permutations,
-        )
+        labels = Grouping(answers.labels, context.spec.class_names)
+        limits = self.min_effect, self.permutations
+        groups = search(labels, attributes, right, rng, self.min_group, *limits)
+        numbers = number_columns(context.samples, answers.ids, context.attributes)
+        told: Counter[tuple[str, ...]] = Counter()
+        for group in groups:
+            told[_about(group)] += group.n * group.reported
+        finer = within_classes(labels, attributes, numbers, right, rng, max(self.min_group, FEWEST), *limits)
+        finer = [group for group in finer if group.n > MUCH_MORE * told[_about(group)]]
         rows = [
             group_row(group, answers.mistakes(group.rows))
             for rank, group in enumerate(groups)
             if group.reported or rank < MOST_LISTED
         ]
+        first = sum(group.reported for group in groups)
+        rows[first:first] = [group_row(group, answers.mistakes(group.rows), FINER) for group in finer]
         rows.append(Row("overall", "", n=len(right), correct=int(right.sum())))
         for name, grouping in attributes.items():
             smallest = smallest_row(name, grouping)
