@@ -39,7 +39,8 @@ def pair_finding(pair: Pair, names: Sequence[str], doubts: Sequence[Doubt]) -> F
     return Finding(
         kind="label-noise",
         title=f"Of {pair.n} images labelled {label}, about {pair.flagged - pair.by_chance:.0f} look like {other}: the"
-        f" model is sure of {other} on {pair.flagged}, where about {pair.by_chance:.0f} would be chance.",
+        f" model is sure of {other} on {pair.flagged}, where about {pair.by_chance:.0f} would be chance; or it is"
+        " confidently wrong there.",
         metric="share of the label's images that look like the other class, beyond chance",
         value=pair.value,
         baseline=0.0,
