@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, record_table
-from benchmarks.faults.cases import FAMILIES, STRENGTHS, Case, all_cases
+from benchmarks.faults.cases import FAMILIES, LOOKED_AT, STRENGTHS, Case, all_cases
 
 from snellen.stats import wilson
 
@@ -34,8 +34,11 @@ def record(folder: Path, into: Path = RESULTS) -> None:
             _row(f"{name}: {fault}", {c: r for c, r in faulty.items() if c.fault == fault}) for fault in family.types
         ]
         rows.append(_row(f"{name}: all", faulty, summed=True))
+        unseen = {case: result for case, result in faulty.items() if case.seed != LOOKED_AT[name]}
+        rows += [_row(f"{name}: all but seed {LOOKED_AT[name]}", unseen, summed=True)] if unseen else []
         told.append(_healthy(name, [result for case, result in of.items() if not case.fault]))
         told += [_price(name, list(of.values()))] if of else []
+    commits = Counter(str(result["commit"]) for result in done.values())
     rows.append(_row("all", {case: result for case, result in done.items() if case.fault}, summed=True))
     record_table(
         "faults",
@@ -44,7 +47,8 @@ def record(folder: Path, into: Path = RESULTS) -> None:
         " the median cost of the fault on 6,000 fresh images (faults of the data: share of images struck). Named: a"
         " finding of severity medium or more has the cause in its title. In brackets: cases in which the network hardly"
         f" has the fault (under {NOTICEABLE:g}), not counted. {' '.join(told)} {len(done)} of {len(all_cases())} cases"
-        " have been run.",
+        f" have been run, by commit: {', '.join(f'{commit} {count}' for commit, count in commits.items())}. After the"
+        " results of digits seed 3 and shapes seed 1 three methods were changed (triggers, label errors, subgroups).",
         ["fault", *STRENGTHS],
         rows,
         into,
@@ -66,7 +70,7 @@ def _healthy(family: str, results: list[Result]) -> str:
     return (
         f"Healthy networks of {family}: {told_some} of {len(results)} with a finding of medium or more other than falls"
         f" under shifts; {alarmed} ({low:.2f} to {high:.2f}) with one that the same probe does not make again, at low"
-        f" or more, on 6,000 fresh images{probes};"
+        f" or more, on 6,000 fresh images{probes}."
     )
 
 
@@ -75,7 +79,7 @@ def _price(family: str, results: list[Result]) -> str:
         statistics.median(float(result[key]) for result in results) for key in ("cpu_seconds", "forward", "backward")
     )
     return (
-        f"an audit of {family} took {seconds:.0f} s of one core, {forward:,.0f} forward and {backward:,.0f} backward"
+        f"An audit of {family} took {seconds:.0f} s of one core, {forward:,.0f} forward and {backward:,.0f} backward"
         " images (medians)."
     )
 
