@@ -123,7 +123,15 @@ def test_faults_of_the_data_are_where_they_should_be() -> None:
 
 def test_the_table_counts_what_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def put(case: Case, **told: object) -> None:
-        blank = {"effect": 0.5, "naming": [], "other": [], "cpu_seconds": 10.0, "forward": 70000, "backward": 12000}
+        blank = {
+            "commit": "abc",
+            "effect": 0.5,
+            "naming": [],
+            "other": [],
+            "cpu_seconds": 10.0,
+            "forward": 70000,
+            "backward": 12000,
+        }
         (tmp_path / f"{case.key}.json").write_text(json.dumps(blank | told))
 
     line = {"probe": "subgroup"}
@@ -138,6 +146,9 @@ def test_the_table_counts_what_was_run(tmp_path: Path, capsys: pytest.CaptureFix
     (row,) = [cells for cells in table["rows"] if cells[0] == "digits: backdoor"]
     assert row[1] == "1 / 2 (1), 0.50"
     assert row[2] == "not run"
+    (unseen,) = [cells for cells in table["rows"] if cells[0] == f"digits: all but seed {first}"]
+    assert unseen[1] == "0 / 1 (1)"
+    assert "by commit: abc 5" in table["how"]
     assert "2 of 2 with a finding" in table["how"]
     assert "; 1 (" in table["how"]
     assert "10 s of one core, 70,000 forward and 12,000 backward" in table["how"]
