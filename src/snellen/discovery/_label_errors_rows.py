@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -160,9 +160,9 @@ def to_rows(
     sure: Sequence[SureMistakes] = (),
     groups: Sequence[MislabelledGroup] = (),
 ) -> Rows:
-    told = [("whole", whole), *(("pair", pair) for pair in pairs)]
-    told += [*(("sure", pair) for pair in sure), *(("group", group) for group in groups)]
-    records = [{"part": part, **asdict(one)} for part, one in told]
+    records = [{"part": "whole", **asdict(whole)}, *({"part": "pair", **asdict(pair)} for pair in pairs)]
+    records += [{"part": "sure", **asdict(pair)} for pair in sure]
+    records += [{"part": "group", **asdict(group)} for group in groups]
     samples = samples.add_column(0, "part", pa.array(["sample"] * samples.num_rows))
     empty = {field.name: pa.nulls(samples.num_rows, field.type) for field in SCHEMA}
     filled = empty | {name: samples[name] for name in samples.column_names}
@@ -173,11 +173,12 @@ def from_rows(table: Rows) -> Stored:
     """Raises ValueError on an empty table."""
 
     def read(part: str, kind: type[Kind]) -> list[Kind]:
-        records = table.filter(pc.equal(table["part"], part)).to_pylist()
         names = [field.name for field in fields(kind)]
-        return [
-            kind(**{name: tuple(row[name]) if name == "evidence" else row[name] for name in names}) for row in records
-        ]
+        found = []
+        for row in table.filter(pc.equal(table["part"], part)).to_pylist():
+            values: dict[str, Any] = {name: tuple(row[name]) if name == "evidence" else row[name] for name in names}
+            found.append(kind(**values))
+        return found
 
     (whole,) = read("whole", Whole)
     doubts = table.filter(pc.fill_null(table["confirmed"], False)).to_pylist()

@@ -148,4 +148,4 @@ def _splits(name: str, values: Numbers, by_size: bool) -> list[Split]:
     cuts = np.unique(np.quantile(known, TENTHS)).tolist()
     distances = np.unique(np.quantile(np.abs(known - median), TENTHS)).tolist()
     intervals = [(-np.inf, cut) for cut in cuts] + [(median - d, median + d) for d in distances]
-    return [Split(name, *interval, outside) for interval in intervals for outside in (False, True)]
+    return [Split(name, lower, upper, outside) for lower, upper in intervals for outside in (False, True)]
