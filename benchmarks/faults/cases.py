@@ -22,7 +22,8 @@ STRENGTHS: dict[Strength, float] = {"clear": 1.0, "moderate": 0.6, "faint": 0.3}
 SEEDS = {"digits": (3, 4, 5), "shapes": (1,)}
 """Digits of seeds 0 to 2 and shapes of seed 0 were looked at while the methods were written."""
 LOOKED_AT = {"digits": 3, "shapes": 1}
-"""Seeds whose first results led to changes of three methods; of the other seeds' cases some ran before the last change (each result notes its commit)."""
+"""Seeds whose first results led to changes of three methods; of the other
+seeds' cases some ran before the last change (each result notes its commit)."""
 HEALTHY = {"digits": range(20, 40), "shapes": range(20, 26)}
 OF_EVIDENCE = 0.6
 """Share of a finding's evidence that must be struck images, where no word can be asked."""
