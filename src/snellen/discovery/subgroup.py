@@ -87,8 +87,8 @@ class SubgroupAnalysis(ProbeBase):
     """Worst groups and SkewSize of every attribute.
 
     Effect of a group: accuracy elsewhere (for finer cuts: in the rest of the class) minus that in the group; `ci` is
-    the interval of the latter. Effect of mistakes that follow an attribute: the share of all answers that are wrong and,
-    beyond chance, follow it; `ci` is the interval of that share. p-values are adjusted within the probe.
+    the interval of the latter. Effect of mistakes that follow an attribute: the share of all answers that are wrong
+    and, beyond chance, follow it; `ci` is the interval of that share. p-values are adjusted within the probe.
     """
 
     name: ClassVar[str] = "subgroup"
