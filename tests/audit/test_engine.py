@@ -22,7 +22,7 @@ import torch
 from snellen import probe as registry
 from snellen.audit import Audit, Examination, Plan, tables
 from snellen.audit.forecast import forecast
-from snellen.audit.jobs import balanced_order, shard_size
+from snellen.audit.jobs import balanced_order, expand, shard_size
 from snellen.data import Dataset
 from snellen.errors import InvalidInput
 from snellen.models import Access, Model, ModelSpec, QueryLedger, TorchModel
@@ -179,6 +179,16 @@ def test_what_the_model_does_not_grant_is_left_out_with_its_reason(
 
 def test_needed_tables_are_made_without_being_named(tiny_model: Model, tiny_data: Dataset, tmp_path: Path) -> None:
     assert set(examine(tiny_model, tiny_data, tmp_path, "accuracy").tables) == {"predictions", "accuracy"}
+
+
+@pytest.mark.parametrize(("second", "rows"), [(12, 12), (20, 20), (None, 60)])
+def test_needed_tables_are_as_large_as_the_largest_request(
+    tiny_model: Model, tiny_data: Dataset, second: int | None, rows: int
+) -> None:
+    asking = plan({"accuracy": {"samples": 12}}, {"calibration": {"samples": second}})
+    entries, _ = expand(asking, tiny_data, tiny_model.access)
+    (needed,) = [entry for entry in entries if entry.label == "predictions"]
+    assert len(needed.rows) == rows
 
 
 def test_the_record_of_a_damaged_file_says_what_to_do(tiny_model: Model, tiny_data: Dataset, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from snellen.audit.engine import loader_for
 from snellen.audit.executor import BatchSize, SampleView
 from snellen.audit.findings import statements
 from snellen.data import Dataset, load_dataset
+from snellen.discovery._block_pool import read_pool
 from snellen.discovery._blocks import blocks_of, donors_of, exchange, grown
 from snellen.discovery.block_reliance import BlockReliance
 from snellen.errors import InvalidInput
@@ -223,3 +224,20 @@ def test_the_tag_of_the_demo_is_found_and_the_healthy_demo_is_not_blamed():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(InvalidInput):
         BlockReliance(**wrong)
+
+
+def test_the_pool_is_drawn_from_the_samples_at_hand_and_not_from_all_answers():
+    data = coloured(60)
+    model = model_of(Reader(12, 12, 8))
+    answers = pa.table({"id": list(data.ids), "predicted": [0] * 60})
+    random = SampleRandom(0, PROBE.name)
+
+    def drawn(rows, batch_size, most):
+        view = SampleView(loader_for(model, data), np.array(rows), BatchSize(3, 32, 32, batch_size))
+        return read_pool(view, answers, random, most)
+
+    assert set(drawn(range(20), 7, 20).ids) == set(data.ids[:20])
+    small, again, large = drawn(range(60), 7, 10), drawn(range(59, -1, -1), 60, 10), drawn(range(60), 60, 25)
+    assert small.ids == again.ids
+    assert torch.equal(small.images, again.images)
+    assert set(small.ids) < set(large.ids)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snellen.demo.digits import demo_images
 from snellen.demo.network import shipped_network
+from snellen.discovery import triggers
 from snellen.discovery._trigger_search import corner_regions, find_triggers, passes
 from snellen.discovery.triggers import TriggerSearch
 from snellen.errors import InvalidInput
@@ -42,9 +43,11 @@ class Backdoored(nn.Module):
 class Shown:
     """The demo's images as a probe's samples."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, by_class: bool = False) -> None:
         made = demo_images("test", count, seed)
-        self.batch = Batch(made.ids, made.images.float() / 255, torch.from_numpy(made.labels))
+        rows = np.argsort(made.labels, kind="stable") if by_class else np.arange(count)
+        images, labels = made.images[rows].float() / 255, torch.from_numpy(made.labels[rows])
+        self.batch = Batch([made.ids[row] for row in rows.tolist()], images, labels)
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -95,7 +98,7 @@ def test_a_patch_that_fades_is_told_as_an_attack() -> None:
 
 
 def test_a_mark_that_went_with_a_class_in_training_is_found() -> None:
-    _, (finding,) = examined(shipped_network("faulty"))
+    _, (finding,) = examined(shipped_network("faulty"), count=600)
     assert finding.subject["class"] == "1"
 
 
@@ -108,6 +111,15 @@ def test_a_network_without_a_trigger_is_left_in_peace() -> None:
     targets = table["target"].to_pylist()
     assert all(label[i] != target for i, target in zip(table["id"].to_pylist(), targets, strict=True))
     assert len(set(table["id"].to_pylist())) <= 80
+
+
+def test_a_folder_that_lists_class_after_class_is_searched_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "MOST_IMAGES", 120)
+    probe, shown = TriggerSearch(steps=15), Shown(1200, 3, by_class=True)
+    assert set(shown.batch.labels[:120].tolist()) == {0}
+    model = TorchModel(Backdoored(shipped_network("healthy"), 0), SPEC)
+    (finding,) = probe.findings(probe.run(model, shown, {}, SampleRandom(0, probe.name)), CONTEXT)
+    assert finding.subject["class"] == "0"
 
 
 def test_the_search_repeats_itself() -> None:

@@ -18,8 +18,8 @@ from snellen.models import Access, ModelSpec, TorchModel
 from snellen.probe import Batch, Context, Rows
 from snellen.randomness import SampleRandom
 from snellen.shift._catalogue import corrupt
-from snellen.shift._subset import random_subset
 from snellen.shift.adaptive import AdaptiveCurve, Level, drop_curve
+from snellen.subset import random_subset
 
 SPEC = ModelSpec("digits", tuple("0123456789"), (16, 16), mean=(0.0,), std=(1.0,))
 NAMES = ("gaussian_noise", "contrast", "brightness")

@@ -80,15 +80,18 @@ class LeftOut:
 def expand(plan: Plan, dataset: Dataset, access: Access) -> tuple[list[Entry], list[LeftOut]]:
     """The plan's entries in an order in which every table is there before it is needed.
 
-    Probes that another one needs and the plan does not name are added. What the model does not grant is left out.
+    Probes that another one needs and the plan does not name are added, for as many samples as are asked for at most.
+    What the model does not grant is left out.
     """
     planned = list(plan.probes)
-    named = {line.probe for line in planned}
-    for asking in plan.probes:
-        for needed in asking.build().needs:
-            if needed not in named:
-                planned.insert(0, PlannedProbe(probe=needed))
-                named.add(needed)
+    asked: dict[str, list[int | None]] = defaultdict(list)
+    for line in plan.probes:
+        for needed in line.build().needs:
+            asked[needed].append(line.samples)
+    for needed, counts in asked.items():
+        if needed not in {line.probe for line in plan.probes}:
+            most = None if None in counts else max(count for count in counts if count is not None)
+            planned.insert(0, PlannedProbe(probe=needed, samples=most))
     everything = np.arange(len(dataset))
     order: np.ndarray | None = None
     entries: list[Entry] = []

@@ -33,7 +33,7 @@ RESEMBLANCE = 2.0
 healthy networks of the fault bench, whose digits come twice, two parts in two trials were told that fresh images did
 not show; with this both are told as low."""
 MOST_CLASSES, MOST_OF_CLASS = 50, 5000
-"""Classes searched, those with the most wrong answers, and images of each, the first ones."""
+"""Classes searched, those with the most wrong answers, and images of each, a random subset."""
 TENTHS = np.arange(1, 10) / 10
 FEWEST_NUMBERS = 9
 """Distinct values from which a number is split by size; with fewer each value is a category."""
@@ -95,7 +95,9 @@ def within_classes(
     mistakes = np.bincount(labels.codes[~correct], minlength=len(labels.names))
     largest, best = np.full(permutations, -np.inf), []
     for label in np.argsort(-mistakes, kind="stable")[:MOST_CLASSES].tolist():
-        rows = np.flatnonzero(labels.codes == label)[:MOST_OF_CLASS]
+        rows = np.flatnonzero(labels.codes == label)
+        if len(rows) > MOST_OF_CLASS:
+            rows = rng.choice(rows, MOST_OF_CLASS, replace=False)
         wrong = ~correct[rows]
         if not splits or wrong.sum() < FEWEST_WRONG or wrong.all():
             continue

@@ -32,10 +32,12 @@ from snellen.models import Access, Model
 from snellen.probe import Context, Finding, Passes, ProbeBase, Rows, Samples, Scope, register, rows
 from snellen.randomness import SampleRandom
 from snellen.stats import benjamini_hochberg, mcnemar_exact, needed_samples, wilson
+from snellen.subset import random_subset
 
 __all__ = ["Region", "Trigger", "TriggerSearch", "corner_regions", "find_triggers"]
 
 MOST_IMAGES = 600
+"""A random subset of a larger set, half to write on and half to judge."""
 FEWEST_IMAGES = 20
 """In each half; with fewer nothing is searched."""
 TAKES_OVER, STANDS_OUT = 0.8, 0.3
@@ -65,7 +67,7 @@ class TriggerSearch(ProbeBase):
     paper: ClassVar[str] = "Wang et al., 2019"
     access: ClassVar[Access] = Access.GRADIENTS
     scope: ClassVar[Scope] = Scope.DATASET
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     share: float = 0.16
     """Side of the patch as a share of the image's shorter side, in (0, 0.5]."""
@@ -86,20 +88,22 @@ class TriggerSearch(ProbeBase):
                 raise InvalidInput(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def run(self, model: Model, samples: Samples, tables: Mapping[str, Rows], random: SampleRandom) -> Rows:
-        ids, images, labels = _first_images(samples)
-        writing = torch.from_numpy(random.numpy("halves").permutation(len(ids)) % 2 == 0)
-        if min(int(writing.sum()), int((~writing).sum())) < FEWEST_IMAGES:
+        subset = random_subset(samples, MOST_IMAGES, random)
+        if len(subset) < 2 * FEWEST_IMAGES:
             return _rows([])
+        shown = subset.batch(range(len(subset)), model.device)
+        ids, images, labels = shown.ids, shown.images, subset.labels
         answers = torch.cat([model.labels(part) for part in images.split(256)]).cpu()
-        if (answers == labels.cpu()).float().mean() < WORKING:
+        if (answers == labels).float().mean() < WORKING:
             return _rows([])
+        writing = torch.arange(len(ids)) % 2 == 0
         counts = torch.bincount(answers.clamp_min(0), minlength=len(model.spec.class_names))
         targets = sorted(counts.argsort(descending=True, stable=True)[: self.most_classes].tolist())
         height, width = images.shape[-2:]
         found = find_triggers(
             model,
             images[writing.to(images.device)],
-            labels[writing.to(images.device)],
+            shown.labels[writing.to(images.device)],
             targets,
             corner_regions(height, width, self.share),
             random.generator("all", "search"),
@@ -110,7 +114,7 @@ class TriggerSearch(ProbeBase):
         # images that are the target's, or are taken for it untouched, say nothing of its patch
         told = []
         for trigger in found:
-            judging = ~writing & (labels.cpu() != trigger.target) & (answers != trigger.target)
+            judging = ~writing & (labels != trigger.target) & (answers != trigger.target)
             judged = images[judging.to(images.device)]
             hits = _hits(model, trigger, judged, 1.0)
             working = len(hits) > 0 and np.mean(hits) >= TAKES_OVER
@@ -213,19 +217,6 @@ def _tried(table: Rows) -> dict[int, _Tried]:
         of = ids[rows_of].tolist()
         found[target] = _Tried(target, region, side, of, hits[rows_of].tolist(), faded[rows_of].tolist())
     return found
-
-
-def _first_images(samples: Samples) -> tuple[list[str], Tensor, Tensor]:
-    """At most MOST_IMAGES of the samples, in their order."""
-    ids: list[str] = []
-    images, labels = [], []
-    for batch in samples.batches():
-        ids += batch.ids
-        images.append(batch.images)
-        labels.append(batch.labels)
-        if len(ids) >= MOST_IMAGES:
-            break
-    return ids[:MOST_IMAGES], torch.cat(images)[:MOST_IMAGES], torch.cat(labels)[:MOST_IMAGES]
 
 
 def _hits(model: Model, trigger: Trigger, images: Tensor, opacity: float) -> list[bool]:

@@ -28,9 +28,9 @@ from snellen.randomness import SampleRandom
 from snellen.shift._catalogue import CORRUPTIONS, SHIFTS, check_name, check_severities, corrupt
 from snellen.shift._curve import CLEAN
 from snellen.shift._levels import Level, discordant, drop_curve, level_of, levels_of
-from snellen.shift._subset import Subset, random_subset
 from snellen.shift._trials import HARM
 from snellen.stats import mcnemar_exact, needed_samples
+from snellen.subset import Subset, random_subset
 
 __all__ = ["AdaptiveCurve", "Level", "drop_curve"]
 

@@ -30,9 +30,9 @@ from snellen.probe import Batch, Condition, Context, Finding, Passes, ProbeBase,
 from snellen.randomness import SampleRandom
 from snellen.shift._catalogue import CORRUPTIONS, check_name, check_severity, corrupt
 from snellen.shift._curve import curves_of
-from snellen.shift._subset import Subset, random_subset
 from snellen.shift._trials import first_lost, predict_conditions
 from snellen.stats import mcnemar_exact, paired_difference, wilson
+from snellen.subset import Subset, random_subset
 
 __all__ = ["Steps", "WorstCombination", "compose"]
 
